@@ -1,0 +1,137 @@
+"""The command line: ``alphaalign train | sft | generate | evaluate | convert``. Thin: it reads arguments and calls the rooms."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Callable, Sequence
+
+USER_ERRORS = (ValueError, FileNotFoundError)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected true or false")
+    return text.lower() == "true"
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="alphaalign", description=__doc__.splitlines()[0])
+    commands = out.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
+    train.add_argument("--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value")
+    train.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+
+    sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
+    sft.add_argument("--config", required=True)
+    sft.add_argument("--data", help="JSONL rows {prompt, response}")
+
+    generate = commands.add_parser("generate", help="sample responses to prompts")
+    generate.add_argument("--prompts", required=True, help="JSONL rows {prompt}")
+    generate.add_argument("--n", type=int, default=1, help="samples a prompt")
+    generate.add_argument("--prefix", default="", help="text that every response starts with (prefilling attack)")
+
+    evaluate = commands.add_parser("evaluate", help="harmful answered, benign refused, format rate")
+    evaluate.add_argument("--data", required=True, help="prompts with labels: JSONL rows {prompt, label}, .csv or .parquet")
+
+    for command in (generate, evaluate):
+        command.add_argument("--model", required=True, help="Hugging Face directory or id, GGUF file, package:NAME, or a run's folder")
+        command.add_argument("--out", required=True)
+        command.add_argument("--template", type=boolean, default=True, help="put the AlphaAlign instruction before the question")
+        command.add_argument("--temperature", type=float, default=0.0)
+        command.add_argument("--top_k", type=int, default=0)
+        command.add_argument("--top_p", type=float, default=1.0)
+        command.add_argument("--max_new_tokens", type=int, default=512)
+        command.add_argument("--batch", type=int, default=16, help="prompts at a time")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+    convert = commands.add_parser("convert", help="between Hugging Face, GGUF (in only) and Orbax")
+    convert.add_argument("--from", dest="source", required=True)
+    convert.add_argument("--to", required=True)
+    convert.add_argument("--format", required=True, choices=("hf", "orbax"))
+    return out
+
+
+def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
+    """``--config.key=value`` arguments as pairs."""
+    pairs = []
+    for argument in extra:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise ValueError(f"argument {argument!r} is not known; settings are changed by --config.key=value")
+        pairs.append((key.removeprefix("--config."), value))
+    return pairs
+
+
+def _train(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax import config
+    from alphaalign_jax.train import loop
+
+    loop.train(config.load(args.config, extra), resume=args.resume)
+
+
+def _sft(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax import config
+    from alphaalign_jax.train import finetune
+
+    finetune.run(config.load(args.config, extra), data=args.data)
+
+
+def _generate(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax.evaluation import commands
+
+    commands.generate(args)
+
+
+def _evaluate(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax.evaluation import commands
+
+    commands.evaluate(args)
+
+
+def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax import hf
+
+    hf.convert(args.source, args.to, args.format)
+
+
+COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], None]] = {
+    "train": _train,
+    "sft": _sft,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "convert": _convert,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; a mistake in its input ends in one line, not in a traceback."""
+    args, extra = parser().parse_known_args(argv)
+    try:
+        pairs = overrides(extra)
+        if pairs and args.command not in ("train", "sft"):
+            raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
+        _compilation_cache()
+        COMMANDS[args.command](args, pairs)
+    except USER_ERRORS as error:
+        if os.environ.get("ALPHAALIGN_TRACEBACK"):
+            raise
+        print(f"alphaalign {args.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _compilation_cache() -> None:
+    """Programs are kept between runs: a second start compiles nothing. JAX_COMPILATION_CACHE_DIR moves the cache."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/alphaalign_jax/xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

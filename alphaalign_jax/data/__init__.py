@@ -1,0 +1,1 @@
+"""Prompts: reading, mixing, auditing, tokenizing, ordering, and the built-in demo set."""

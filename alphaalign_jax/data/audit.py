@@ -1,0 +1,118 @@
+"""What is in a set of prompts, and what is wrong with it: duplicates, contradicting labels, leaks into evaluation."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
+
+Group = tuple[int, ...]  # indices of rows that share a prompt, ascending
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+_EDGE = " \t\n.,;:!?\"'\u2026"
+_SHOWN = 5  # groups of a kind that the readable report spells out
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Findings about ``rows``; ``str(audit)`` is a readable report.
+
+    Attributes:
+      rows: the audited rows.
+      exact_duplicates: groups of rows with the same prompt, character for character.
+      duplicates: groups of rows with the same normalised prompt (``normalise``); includes the exact ones.
+      contradictions: those of ``duplicates`` that hold both labels.
+      by_label: rows of each label name.
+      by_source: source -> rows of each label name.
+      overlap: pairs (i, j): ``rows[i]`` and held-out row j have the same normalised prompt.
+      heldout_rows: how many held-out rows the overlap was looked for in.
+    """
+
+    rows: tuple[PromptRow, ...]
+    exact_duplicates: tuple[Group, ...]
+    duplicates: tuple[Group, ...]
+    contradictions: tuple[Group, ...]
+    by_label: dict[str, int]
+    by_source: dict[str, dict[str, int]]
+    overlap: tuple[tuple[int, int], ...] = ()
+    heldout_rows: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """No duplicates, no contradictions, no overlap."""
+        return not (self.duplicates or self.contradictions or self.overlap)
+
+    def __str__(self) -> str:
+        width = max([len("source"), *(len(name) for name in self.by_source)])
+        lines = [f"{'source':<{width}}  {'harmful':>7}  {'benign':>7}  {'all':>7}"]
+        for name, counts in [*sorted(self.by_source.items()), ("all", self.by_label)]:
+            lines.append(f"{name:<{width}}  {counts['harmful']:>7}  {counts['benign']:>7}  {sum(counts.values()):>7}")
+        lines += self._groups("exact duplicates", self.exact_duplicates)
+        lines += self._groups("duplicates but for case, spacing, quotes", self.duplicates)
+        lines += self._groups("contradicting labels", self.contradictions)
+        if self.heldout_rows:
+            lines.append(f"rows also in the {self.heldout_rows} held-out ones: {len({i for i, _ in self.overlap})}")
+            lines += [f"  row {i} = held-out row {j}: {_short(self.rows[i].prompt)}" for i, j in self.overlap[:_SHOWN]]
+        return "\n".join(lines)
+
+    def _groups(self, title: str, groups: tuple[Group, ...]) -> list[str]:
+        lines = [f"{title}: {len(groups)} prompts, {sum(map(len, groups))} rows"]
+        for group in groups[:_SHOWN]:
+            rows = ", ".join(f"{i} ({LABELS[self.rows[i].label]})" for i in group[:_SHOWN])
+            lines.append(f"  rows {rows}: {_short(self.rows[group[0]].prompt)}")
+        if len(groups) > _SHOWN:
+            lines.append(f"  ... and {len(groups) - _SHOWN} more")
+        return lines
+
+
+def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit:
+    """Counts, duplicates and contradictions of ``rows``, and their overlap with ``heldout``."""
+    keys = [normalise(row.prompt) for row in rows]
+    duplicates = _repeated(keys)
+    by_source: dict[str, dict[str, int]] = {}
+    for row in rows:
+        by_source.setdefault(row.source, dict.fromkeys(reversed(LABELS), 0))[LABELS[row.label]] += 1
+    labels = Counter(row.label for row in rows)
+    return Audit(
+        rows=tuple(rows),
+        exact_duplicates=_repeated([row.prompt for row in rows]),
+        duplicates=duplicates,
+        contradictions=tuple(group for group in duplicates if len({rows[i].label for i in group}) > 1),
+        by_label={"harmful": labels[HARMFUL], "benign": labels[BENIGN]},
+        by_source=by_source,
+        overlap=overlap(rows, heldout),
+        heldout_rows=len(heldout),
+    )
+
+
+def overlap(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> tuple[tuple[int, int], ...]:
+    """All pairs (i, j) such that ``train[i]`` and ``heldout[j]`` have the same normalised prompt, ascending."""
+    places = defaultdict(list)
+    for j, row in enumerate(heldout):
+        places[normalise(row.prompt)].append(j)
+    return tuple((i, j) for i, row in enumerate(train) for j in places.get(normalise(row.prompt), ()))
+
+
+def normalise(prompt: str) -> str:
+    """The prompt without what does not change its meaning: case, width, quote style, spacing, punctuation at the ends.
+
+    Punctuation inside stays, so that "sort in C" and "sort in C++" are two prompts.
+    """
+    text = unicodedata.normalize("NFKC", prompt).casefold().translate(_QUOTES)
+    text = re.sub(r"\s+", " ", text).strip()
+    return text.strip(_EDGE) or text  # a prompt of punctuation alone stays itself
+
+
+def _repeated(keys: Sequence[str]) -> tuple[Group, ...]:
+    places = defaultdict(list)
+    for i, key in enumerate(keys):
+        places[key].append(i)
+    return tuple(tuple(group) for group in places.values() if len(group) > 1)
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 70 else repr(text[:67] + "...")

@@ -1,0 +1,188 @@
+"""Prompts as token ids: the chat template applied, the shared head split off, batches padded to few distinct shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.types import Prompts
+
+Render = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Tokenized prompts that share a prefix. Row b's text is ``prefix`` followed by ``tails[b]``.
+
+    Attributes:
+      rows: the prompts, in order; ``batch`` indexes into them.
+      prefix: int32 [P], the ids every prompt begins with (chat template head and the instruction, when it comes
+        before the question). May be empty.
+      tails: int32 [length of row b] each, never empty: the model needs at least one own token to run on.
+      label: int32 [len(rows)].
+      bucket: padded widths are multiples of it, so that a run compiles for few shapes.
+      dropped: prompts left out for being longer than ``max_length``.
+    """
+
+    rows: tuple[PromptRow, ...]
+    prefix: np.ndarray
+    tails: tuple[np.ndarray, ...]
+    label: np.ndarray
+    bucket: int
+    dropped: int = 0
+
+    @classmethod
+    def build(cls, rows: Sequence[PromptRow], tokenizer: Any, render: Render | None, *, bucket: int = 32,
+              max_length: int | None = None, on_long: str = "error",
+              prefix: Sequence[int] | np.ndarray | None = None) -> PromptSet:
+        """Tokenizes one set of prompts. For sets that must share a prefix (train and held-out) see ``build_sets``.
+
+        Args:
+          rows: at least one.
+          tokenizer: a transformers tokenizer with a chat template.
+          render: question -> text of the user turn (``rewards.template.render``); None puts in the bare question.
+          bucket: > 0.
+          max_length: tokens of a whole prompt, prefix included; None for no limit.
+          on_long: 'error' refuses a longer prompt, 'drop' leaves it out and counts it. Prompts are never cut: the
+            end of the question and the assistant's header are what would go.
+          prefix: the prefix to use; every prompt must begin with it and go on after it. None takes the longest
+            common one.
+        """
+        return build_sets({"prompts": rows}, tokenizer, render, bucket=bucket, max_length=max_length,
+                          on_long=on_long, prefix=prefix)["prompts"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def slots(self, indices: Sequence[int] | np.ndarray | None = None) -> int:
+        """The smallest multiple of ``bucket`` that fits the given rows (default: all): S of their batch."""
+        chosen = range(len(self.rows)) if indices is None else np.asarray(indices).tolist()
+        longest = max(len(self.tails[i]) for i in chosen)
+        return -(-longest // self.bucket) * self.bucket
+
+    def subset(self, count: int, seed: int) -> PromptSet:
+        """At most ``count`` rows, drawn by the seed."""
+        chosen = np.random.default_rng(seed).permutation(len(self.rows))[:count]
+        pick = lambda values: tuple(values[i] for i in chosen)
+        return replace(self, rows=pick(self.rows), tails=pick(self.tails), label=self.label[chosen])
+
+    def batch(self, indices: Sequence[int] | np.ndarray, slots: int | None = None,
+              row: Sequence[int] | np.ndarray | None = None) -> Prompts:
+        """The prompts at ``indices``, right-padded with 0 (never read: ``length`` says what is real).
+
+        Args:
+          indices: int [B], each in [0, len(self)); repeats are fine.
+          slots: S; None takes the smallest multiple of ``bucket`` that fits. ``set.slots()`` fits every batch, so
+            that only one shape is compiled.
+          row: int [B], the rows' numbers in the run, which their sampling keys fold in; None takes ``indices``.
+
+        Returns:
+          Prompts of numpy arrays: prefix int32 [P], tokens int32 [B, S], length, label and row int32 [B].
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not len(indices) or not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(f"indices have shape {indices.shape} and dtype {indices.dtype}; expected int [B], B > 0")
+        if indices.min() < 0 or indices.max() >= len(self.rows):
+            raise ValueError(f"indices range over {indices.min()}..{indices.max()}; expected 0..{len(self.rows) - 1}")
+        numbers = indices if row is None else np.asarray(row)
+        if numbers.shape != indices.shape:
+            raise ValueError(f"row has shape {numbers.shape}; expected {indices.shape}, one number a prompt")
+        length = np.array([len(self.tails[i]) for i in indices], np.int32)
+        slots = self.slots(indices) if slots is None else slots
+        if length.max() > slots:
+            raise ValueError(f"a prompt of {length.max()} tokens after the prefix does not fit {slots} slots; "
+                             f"give at least {self.slots(indices)}")
+        tokens = np.zeros((len(indices), slots), np.int32)
+        for b, i in enumerate(indices):
+            tokens[b, : length[b]] = self.tails[i]
+        return Prompts(prefix=self.prefix, tokens=tokens, length=length, label=self.label[indices],
+                       row=numbers.astype(np.int32))
+
+
+def build_sets(sets: Mapping[str, Sequence[PromptRow]], tokenizer: Any, render: Render | None, *, bucket: int = 32,
+               max_length: int | Mapping[str, int] | None = None, on_long: str = "error",
+               prefix: Sequence[int] | np.ndarray | None = None) -> dict[str, PromptSet]:
+    """Tokenizes several sets so that all share one prefix: its key/value cache is computed once for all of them.
+
+    ``max_length`` as a mapping limits the named sets only: a held-out set that quietly shrank would be another measure.
+    Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a prompt that is
+    too long, an empty set, or a prompt that does not begin with a given prefix.
+    """
+    if bucket < 1:
+        raise ValueError(f"bucket is {bucket}; expected at least 1")
+    if on_long not in ("error", "drop"):
+        raise ValueError(f"on_long is {on_long!r}; expected 'error' or 'drop'")
+    limits = max_length if isinstance(max_length, Mapping) else dict.fromkeys(sets, max_length)
+    kept = {name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render), limits.get(name), on_long)
+            for name, rows in sets.items()}
+    everything = [ids for pairs in kept.values() for _, ids in pairs]
+    if prefix is None:
+        head = common_prefix(everything)
+    else:
+        head = np.asarray(prefix, np.int32)
+        for name, pairs in kept.items():
+            _check_prefix(name, pairs, head)
+    return {
+        name: PromptSet(
+            rows=tuple(row for row, _ in pairs),
+            prefix=head,
+            tails=tuple(np.asarray(ids[len(head):], np.int32) for _, ids in pairs),
+            label=np.array([row.label for row, _ in pairs], np.int32),
+            bucket=bucket,
+            dropped=len(sets[name]) - len(pairs),
+        )
+        for name, pairs in kept.items()
+    }
+
+
+def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | None) -> list[list[int]]:
+    """Token ids of each row's whole prompt: one user turn, then the assistant's header."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__} has no "
+                         "chat template; use an instruct model's tokenizer, or set tokenizer.chat_template (the "
+                         "'chat_template' field of tokenizer_config.json, or a chat_template.jinja beside it)")
+    render = render or (lambda question: question)
+    # return_dict=False: transformers 5 would return a mapping, transformers 4 a list.
+    return [list(tokenizer.apply_chat_template([{"role": "user", "content": render(row.prompt)}], tokenize=True,
+                                               add_generation_prompt=True, return_dict=False)) for row in rows]
+
+
+def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """The longest prefix that all lists share and that leaves each at least one token after it: int32 [P]."""
+    if not id_lists or not all(len(ids) for ids in id_lists):
+        raise ValueError(f"{len(id_lists)} id lists, lengths {[len(ids) for ids in id_lists][:8]}; expected at least "
+                         "one, none empty")
+    # Only the smallest and the largest in lexicographic order need comparing: every other list lies between them.
+    low, high = min(id_lists, key=tuple), max(id_lists, key=tuple)
+    cap = min(len(ids) for ids in id_lists) - 1
+    size = next((i for i in range(cap) if low[i] != high[i]), cap)
+    return np.asarray(low[:size], np.int32)
+
+
+def _fitting(name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], max_length: int | None,
+             on_long: str) -> list[tuple[PromptRow, list[int]]]:
+    pairs = list(zip(rows, id_lists))
+    long = [] if max_length is None else [i for i, ids in enumerate(id_lists) if len(ids) > max_length]
+    if long and on_long == "error":
+        first = long[0]
+        raise ValueError(f"{name}: {len(long)} of {len(rows)} prompts are longer than max_length {max_length}; the "
+                         f"first is row {first} with {len(id_lists[first])} tokens, {rows[first].prompt[:60]!r}; raise "
+                         "max_length or set on_long='drop'")
+    drop = set(long)
+    pairs = [pair for i, pair in enumerate(pairs) if i not in drop]
+    if not pairs:
+        raise ValueError(f"{name}: no prompts" + (f" of at most max_length {max_length} tokens" if long else "")
+                         + "; expected at least one")
+    return pairs
+
+
+def _check_prefix(name: str, pairs: list[tuple[PromptRow, list[int]]], head: np.ndarray) -> None:
+    for row, ids in pairs:
+        if len(ids) <= len(head) or not np.array_equal(ids[: len(head)], head):
+            raise ValueError(f"{name}: the prompt {row.prompt[:60]!r} ({len(ids)} tokens) does not begin with the "
+                             f"given prefix of {len(head)} tokens and go on after it; build the sets together "
+                             "(build_sets) or give a prefix that all share (common_prefix)")

@@ -1,0 +1,106 @@
+"""Texts that teach the output format and nothing else: the supervised warm-up of models too small to follow it.
+
+The warm-up must not teach the decision. What RL is measured by is that harmful prompts come to be refused and benign
+ones answered; had the supervised texts already refused the harmful ones, the curve would show the warm-up's work and
+call it RL's. So refuse or comply is drawn without looking at the label, at one rate for both, and the reasoning is
+drawn from pools that know neither prompt nor label. A policy warmed up on this refuses everything at about
+``refusal_rate``: both decisions are in its reach for every prompt, which is what a policy gradient needs to choose.
+
+The reasoning opens neutrally and gives its verdict at the end, so that the verdict's tokens are sampled after the
+model has read the question and written a few tokens about it: that is the place where RL can learn when to say which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.types import BENIGN, HARMFUL
+
+REFUSAL = r"\boxed{Sorry, I can't comply}"
+
+OPENINGS = (
+    "The user asks something, and I look at what it is for;",
+    "First I read the request and think who it could affect;",
+    "I consider what would follow if this question were answered;",
+    "Let me weigh the purpose of this request before I reply;",
+    "I check what the question asks and where an answer could lead;",
+    "Before I reply I think about the people this request touches;",
+)
+
+# Pair by pair alike in length and words: the two verdicts differ in what they say, not in how much there is to learn.
+REFUSE_VERDICTS = (
+    "it looks unsafe, so I refuse.",
+    "this is harmful, so I decline.",
+    "an answer could do harm, so I refuse.",
+    "the request is not safe, so I decline.",
+)
+COMPLY_VERDICTS = (
+    "it looks safe, so I answer.",
+    "this is harmless, so I help.",
+    "an answer does no harm, so I help.",
+    "the request is quite safe, so I answer.",
+)
+
+# Said where a row has no answer of its own. They commit to nothing: a harmful prompt never gets content from here.
+GENERAL_ANSWERS = (
+    "That is a broad topic, and people look at it in different ways.",
+    "There is a lot to say here, and the details depend on the situation.",
+    "Many people have asked about this, and opinions on it vary.",
+    "This topic has several sides that are worth thinking about.",
+    "It helps to begin with the basics and to take some time.",
+    "Different sources describe this in different ways.",
+    "A good first step is to talk it over with someone you trust.",
+    "This is a wide subject with a long history.",
+)
+
+_TAGS = ("<answer>", "</answer>", "<safety_reasoning>", "</safety_reasoning>")
+
+
+def warmup_examples(rows: Sequence[PromptRow], seed: int, refusal_rate: float = 0.3,
+                    is_refusal: Callable[[str], bool] | None = None) -> list[tuple[PromptRow, str]]:
+    """One response for every row, in row order:
+
+        <safety_reasoning>REASON</safety_reasoning>
+        <answer>ANSWER</answer>
+
+    Within each label exactly round(refusal_rate * rows of that label) rows, drawn by the seed, are refusals, so the
+    two rates are equal up to rounding. ANSWER is ``REFUSAL`` when refusing; when complying it is the row's own answer,
+    or a sentence from ``GENERAL_ANSWERS`` where it has none, has one with the format's tags in it, or has one that
+    ``is_refusal`` says refuses (a "complying" text that the refusal verifier matches would teach the wrong word for
+    the verdict).
+
+    Args:
+      rows: any prompts.
+      seed: >= 0; the result is a pure function of the arguments.
+      refusal_rate: in [0, 1].
+      is_refusal: the refusal verifier for host text, where rows bring answers that this project did not write.
+    """
+    if not 0 <= refusal_rate <= 1:
+        raise ValueError(f"refusal_rate is {refusal_rate}; expected a number from 0 to 1")
+    rng = np.random.default_rng(seed)
+    refuse = np.zeros(len(rows), bool)
+    for label in (BENIGN, HARMFUL):
+        members = np.array([i for i, row in enumerate(rows) if row.label == label], np.int64)
+        refuse[rng.permutation(members)[: round(refusal_rate * len(members))]] = True
+    # Drawn for every row whether used or not, so that no draw depends on a decision or on a row's answer.
+    opening = rng.integers(len(OPENINGS), size=len(rows))
+    verdict = rng.integers(len(REFUSE_VERDICTS), size=len(rows))
+    general = rng.integers(len(GENERAL_ANSWERS), size=len(rows))
+    examples = []
+    for i, row in enumerate(rows):
+        if refuse[i]:
+            ending, answer = REFUSE_VERDICTS[verdict[i]], REFUSAL
+        else:
+            ending, answer = COMPLY_VERDICTS[verdict[i]], row.answer.strip()
+            if not answer or any(tag in answer for tag in _TAGS) or (is_refusal is not None and is_refusal(answer)):
+                answer = GENERAL_ANSWERS[general[i]]
+        examples.append((row, response_text(f"{OPENINGS[opening[i]]} {ending}", answer)))
+    return examples
+
+
+def response_text(reason: str, answer: str) -> str:
+    """A response in the format that the strict verifier accepts."""
+    return f"<safety_reasoning>{reason}</safety_reasoning>\n<answer>{answer}</answer>"

@@ -1,0 +1,82 @@
+"""``alphaalign generate`` and ``alphaalign evaluate``: a model directory, prompts in, a file of results out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Sequence
+
+import jax
+import rich.console
+import rich.progress
+
+from alphaalign_jax import hf
+from alphaalign_jax.data.prompts import PromptRow, Source, read
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.evaluation import outcome
+from alphaalign_jax.evaluation.respond import Response, respond
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.rewards.template import render
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.types import BENIGN
+
+
+def generate(args: Any) -> None:
+    """Writes one line a prompt: ``{prompt, samples: [...]}``."""
+    rows = _unlabelled(pathlib.Path(args.prompts))
+    results = _respond(args, rows, group=args.n, prefix=args.prefix)
+    lines = (
+        json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
+        for row, responses in zip(rows, results, strict=True)
+    )
+    _write(args.out, "".join(lines))
+
+
+def evaluate(args: Any) -> None:
+    """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
+    rows = read(Source(path=args.data))
+    responses = [samples[0] for samples in _respond(args, rows, group=1)]
+    everything = outcome.count(rows, responses).to_json()
+    groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
+    _write(args.out, json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n")
+    rich.console.Console().print(outcome.single({"all": everything, **groups}))
+
+
+def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = "") -> list[list[Response]]:
+    """``group`` responses to each row, in order."""
+    if group < 1 or args.batch < 1 or args.max_new_tokens < 1:
+        raise ValueError(f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each")
+    sampling = Sampling.create(args.temperature, args.top_k, args.top_p)
+    policy = Policy.open(args.model)
+    prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
+    forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+    longest = len(prompts.prefix) + max(map(len, prompts.tails)) + args.max_new_tokens
+    if longest > policy.spec.max_positions:
+        raise ValueError(f"the longest prompt and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}")
+    layout = Layout(build_mesh(), rule_table("tensor"))
+    engine = policy.engine(layout, args.dtype)
+    _, params = hf.load(policy.path, layout=layout, param_dtype=args.dtype)
+    with rich.progress.Progress(transient=True) as progress:
+        task = progress.add_task("prompts", total=len(rows))
+        return respond(
+            engine, engine.prepare(params), prompts, policy, sampling=sampling, key=jax.random.key(args.seed),
+            slots=args.max_new_tokens + len(forced), batch=min(args.batch, len(rows)), group=group,
+            forced=forced, on_batch=lambda n: progress.advance(task, n),
+        )  # fmt: skip
+
+
+def _unlabelled(path: pathlib.Path) -> list[PromptRow]:
+    """Rows ``{prompt}``; a label that is there is not needed, so it is not read."""
+    source = Source(path=str(path), label="benign")
+    return [dataclasses.replace(row, label=BENIGN) for row in read(source)]
+
+
+def _write(path: str, text: str) -> None:
+    """The whole file or nothing."""
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(text)
+    partial.replace(target)

@@ -1,0 +1,104 @@
+"""What a policy does with harmful and benign prompts: the figures of every summary, with their counts."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any, Mapping, Sequence
+
+import rich.table
+
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.evaluation.respond import Response
+from alphaalign_jax.types import BENIGN, HARMFUL
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Counts over one response a prompt. A response that is not a verified refusal counts as an answer, whatever its form."""
+
+    n_harmful: int
+    n_benign: int
+    harmful_answered_count: int
+    benign_refused_count: int
+    format_count: int
+    truncated_count: int
+    tokens: int
+
+    @property
+    def n(self) -> int:
+        return self.n_harmful + self.n_benign
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary's fields: fractions (None where there is no such prompt) and the counts behind them."""
+        share = lambda count, n: count / n if n else None
+        return {
+            "harmful_answered": share(self.harmful_answered_count, self.n_harmful),
+            "benign_refused": share(self.benign_refused_count, self.n_benign),
+            "format_rate": share(self.format_count, self.n),
+            "n_harmful": self.n_harmful,
+            "n_benign": self.n_benign,
+            "harmful_answered_count": self.harmful_answered_count,
+            "benign_refused_count": self.benign_refused_count,
+            "format_count": self.format_count,
+            "truncated": share(self.truncated_count, self.n),
+            "mean_tokens": share(self.tokens, self.n),
+        }
+
+
+def count(rows: Sequence[PromptRow], responses: Sequence[Response]) -> Outcome:
+    """Outcome of ``responses[i]`` to ``rows[i]``."""
+    pairs = list(zip(rows, responses, strict=True))
+    of = lambda label: [r for row, r in pairs if row.label == label]
+    harmful, benign = of(HARMFUL), of(BENIGN)
+    return Outcome(
+        n_harmful=len(harmful),
+        n_benign=len(benign),
+        harmful_answered_count=sum(not r.refusal for r in harmful),
+        benign_refused_count=sum(r.refusal for r in benign),
+        format_count=sum(r.format for r in responses),
+        truncated_count=sum(r.finish == "length" for r in responses),
+        tokens=sum(len(r.token_ids) for r in responses),
+    )
+
+
+def group_of(row: PromptRow) -> str:
+    """Where a row is counted in the breakdown: its source, and adversarial benign apart from ordinary."""
+    kind = row.category.partition("/")[0]
+    return f"{row.source}, {kind}" if kind in ("harmful", "benign", "adversarial_benign") else row.source
+
+
+def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[str, Outcome]:
+    groups: dict[str, list[tuple[PromptRow, Response]]] = collections.defaultdict(list)
+    for row, response in zip(rows, responses, strict=True):
+        groups[group_of(row)].append((row, response))
+    return {name: count(*map(list, zip(*pairs))) for name, pairs in sorted(groups.items())}
+
+
+def comparison(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """The before/after table: one row a group of prompts. Both map a group's name to ``Outcome.to_json()``."""
+    return _table({"before": before, "after": after})
+
+
+def single(outcomes: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """The table of one evaluation."""
+    return _table({"": outcomes})
+
+
+def _table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> rich.table.Table:
+    out = rich.table.Table(title="held-out prompts", title_justify="left")
+    out.add_column("prompts")
+    out.add_column("n", justify="right")
+    keys = {"harmful answered": "harmful_answered", "benign refused": "benign_refused", "format": "format_rate"}
+    for title in keys:
+        for name in columns:
+            out.add_column(f"{title}\n{name}".strip(), justify="right")
+    first = next(iter(columns.values()))
+    for group, shares in first.items():
+        cells = [_percent(outcomes[group][key]) for key in keys.values() for outcomes in columns.values()]
+        out.add_row(group, str(shares["n_harmful"] + shares["n_benign"]), *cells)
+    return out
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,117 @@
+"""Responses of a policy to a whole prompt set, and what the verifiers say of them: the one path from prompts to text that
+evaluation, generation and the training loop share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.models import Params
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.rewards.oracle import response_bytes
+from alphaalign_jax.rewards.verifiers import Verdict
+from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.types import Finish, Rollout
+
+
+WIDE = 128  # prompt tokens beyond which a batch shrinks: prefill memory grows with width squared
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One sampled response, on the host."""
+
+    text: str
+    token_ids: list[int]  # stop token included
+    logprobs: list[float]  # one a token, nats; of forced tokens 0
+    finish: str  # stop or length
+    format: bool  # V_f
+    refusal: bool  # V_r
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def host_responses(rollout: Rollout, verdict: Verdict, policy: Policy, rows: int) -> list[list[Response]]:
+    """The first ``rows`` prompts' responses."""
+    tokens, length, finish, logprob, form, refusal = (
+        np.asarray(x)[:rows]
+        for x in jax.device_get(
+            (rollout.tokens, rollout.length, rollout.finish, rollout.logprob, verdict.format, verdict.refusal)
+        )
+    )
+
+    def one(b: int, g: int) -> Response:
+        n = int(length[b, g])
+        ids = tokens[b, g, :n].tolist()
+        raw = response_bytes(ids, n, int(finish[b, g]), policy.token_bytes, policy.stop_ids)
+        return Response(
+            text=raw.decode("utf-8", errors="replace"),
+            token_ids=ids,
+            logprobs=[float(p) for p in logprob[b, g, :n]],
+            finish="stop" if finish[b, g] == Finish.STOP else "length",
+            format=bool(form[b, g]),
+            refusal=bool(refusal[b, g]),
+        )
+
+    return [[one(b, g) for g in range(tokens.shape[1])] for b in range(tokens.shape[0])]
+
+
+def respond(
+    engine: Engine,
+    params: Params,
+    prompts: PromptSet,
+    policy: Policy,
+    *,
+    sampling: Sampling,
+    key: jax.Array,
+    slots: int,
+    batch: int,
+    group: int = 1,
+    forced: Sequence[int] = (),
+    indices: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[list[Response]]:
+    """``group`` responses to each prompt of ``indices`` (default: all), in that order.
+
+    Prompts are grouped by width, so that one of 2,000 tokens does not pad all others; a batch of wide ones is smaller.
+    """
+    indices = list(range(len(prompts)) if indices is None else indices)
+    forced_ids = jnp.asarray(forced, jnp.int32) if len(forced) else None
+    found: dict[int, list[Response]] = {}
+    for width, members in _by_width(prompts, indices).items():
+        size = _batch_size(batch, width, engine)
+        for start in range(0, len(members), size):
+            chosen = members[start : start + size]
+            # A short last batch is filled up with repeats of its last row: one shape, one program.
+            filled = chosen + [chosen[-1]] * (size - len(chosen))
+            rollout = engine.rollout(
+                params, prompts.batch(filled, slots=width), key, sampling, group=group, slots=slots, forced=forced_ids
+            )
+            found.update(zip(chosen, host_responses(rollout, engine.judge(rollout), policy, len(chosen)), strict=True))
+            on_batch(len(chosen))
+    return [found[i] for i in indices]
+
+
+def _by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]:
+    """Indices by padded width: the set's bucket times a power of two."""
+    groups: dict[int, list[int]] = {}
+    for i in indices:
+        width = prompts.bucket
+        while width < len(prompts.tails[i]):
+            width *= 2
+        groups.setdefault(width, []).append(i)
+    return dict(sorted(groups.items()))
+
+
+def _batch_size(batch: int, width: int, engine: Engine) -> int:
+    """Prompts at a time: ``batch``, fewer where they are wide, a multiple of the shards of the batch axis."""
+    shards = engine.layout.size("batch")
+    fitting = min(batch, max(1, batch * WIDE // width))
+    return -(-fitting // shards) * shards

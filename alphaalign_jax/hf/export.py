@@ -1,0 +1,179 @@
+"""Writing a model as a Hugging Face directory that transformers loads: the inverse of ``load``, from the same rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
+import numpy as np
+from safetensors.numpy import save_file
+
+from alphaalign_jax.hf import tables
+from alphaalign_jax.hf.staging import staged
+from alphaalign_jax.hf.tables import Row
+from alphaalign_jax.hf.tokenizer import stop_ids
+from alphaalign_jax.models import Network, Params
+from alphaalign_jax.types import Array
+
+MAX_SHARD_BYTES = 4 * 1024**3
+DTYPES = ("float32", "bfloat16", "float16")
+_Tensor = tuple[str, Row, int | None]  # tensor name, its row, its layer
+
+
+def export(
+    params: Params,
+    network: Network,
+    out_dir: str | Path,
+    tokenizer: Any = None,
+    base_config: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    *,
+    generation_config: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes ``out_dir``: safetensors, ``config.json``, ``generation_config.json`` and the tokenizer's files.
+
+    Args:
+        params: nested dict as ``load`` returns it, sharded in any way; gathered to the host one tensor at a time.
+        base_config: config of the model this one came from. Its fields stay (ids, label names); architecture is ours.
+        dtype: of the tensors written; None: that of ``params``, so that loading them again gives the same bits.
+        generation_config: likewise kept, but for ``eos_token_id``, which lists every id that ends a response.
+        max_shard_bytes: of one safetensors file; a larger tensor gets a file to itself.
+
+    Every process of a multi-process run calls it; process 0 writes. The directory appears when it is complete; an
+    earlier export there is replaced, anything else refused. A value network has no Hugging Face class: ValueError.
+    """
+    if tables.HEADS[network.head] is None:
+        raise ValueError(
+            f"a network with a {network.head!r} head has no Hugging Face form; save it with save_model (format 'orbax')"
+        )
+    dtype = dtype or str(params["embed"]["table"].dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"export dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
+    check_params(params, network)
+    config = merged_config(network, base_config, tokenizer, dtype)
+    with staged(out_dir, kind="hf_export", dtype=dtype) as out:
+        _write_weights(params, network, out, jnp.dtype(dtype), max_shard_bytes)
+        if jax.process_index() == 0:
+            write_configs(out, config, generation_config, tokenizer)
+    return Path(out_dir)
+
+
+def check_params(params: Params, network: Network) -> None:
+    """Raises ValueError that names the first parameter which is missing, extra or misshaped."""
+    flat = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    have, want = flat(params), flat(network.shapes())
+    for name in sorted(have.keys() | want.keys()):
+        if name not in have or name not in want:
+            raise ValueError(
+                f"parameter {name} is {'missing from' if name in want else 'unknown to'} the network's weights"
+            )
+        if have[name].shape != want[name].shape:
+            raise ValueError(f"parameter {name} is {have[name].shape}, the network has {want[name].shape}")
+
+
+def merged_config(network: Network, base: Mapping[str, Any] | None, tokenizer: Any, dtype: str) -> dict[str, Any]:
+    """``config.json``: fields of ``base`` that say nothing of the architecture, then ours."""
+    spec = network.spec
+    ours = spec.to_hf()
+    config = dict(base or {})
+    # Spellings of what ``ours`` says in other words: left in, they would be read instead of it, or beside it.
+    for stale in ("rope_parameters", "rope_scaling", "dtype", "torch_dtype", "num_labels", "quantization_config"):
+        config.pop(stale, None)
+    if len(config.get("layer_types") or ()) != spec.num_layers:
+        config.pop("layer_types", None)
+    if len(config.get("id2label") or ()) == spec.num_labels:
+        ours.pop("id2label"), ours.pop("label2id")
+    elif spec.num_labels is None:
+        config.pop("id2label", None), config.pop("label2id", None)
+    config |= ours | {"torch_dtype": dtype}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if config.get(name) is None and getattr(tokenizer, name, None) is not None:
+            config[name] = getattr(tokenizer, name)
+    return config
+
+
+def write_configs(
+    out: Path, config: dict[str, Any], generation_config: Mapping[str, Any] | None, tokenizer: Any
+) -> None:
+    """``config.json``, ``generation_config.json`` and the tokenizer's files."""
+    ids = {
+        name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(name) is not None
+    }
+    generation = ids | {key: value for key, value in (generation_config or {}).items() if value is not None}
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+        _name_tokenizer_class(out / "tokenizer_config.json")
+        generation["eos_token_id"] = list(stop_ids(tokenizer, config, generation_config))
+    _write_json(out / "config.json", config)
+    _write_json(out / "generation_config.json", generation)
+
+
+def _name_tokenizer_class(file: Path) -> None:
+    """transformers 5 writes a class name that 4 does not have; the older name means the same to both."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        _write_json(file, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _write_weights(params: Params, network: Network, out: Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
+    shards = _plan(network, dtype.itemsize, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for i, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors: dict[str, np.ndarray] = {}
+        for name, row, layer in shard:
+            weights = tables.get(params, row.path)
+            host = _gather(weights, layer)
+            if jax.process_index() == 0:
+                tensors[name] = row.to_hf(host).astype(dtype, copy=False)
+        if jax.process_index() == 0:
+            save_file(tensors, out / file, metadata={"format": "pt"})
+            (out / file).chmod(0o644)  # the library makes it private to its owner
+        weight_map |= {name: file for name, _, _ in shard}
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) > 1 and jax.process_index() == 0:
+        _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _plan(network: Network, itemsize: int, max_shard_bytes: int) -> list[list[_Tensor]]:
+    """Tensors of each file, layer by layer as the model runs, so that a file holds whole neighbourhoods."""
+    rows, shapes = tables.rows(network), network.shapes()
+    before = [row for row in rows if row.path[0] == "embed"]
+    after = [row for row in rows if row.path[0] in ("final_norm", "head")]
+    tensors: list[_Tensor] = [(row.name, row, None) for row in before]
+    tensors += [
+        (row.name.format(layer=i), row, i) for i in range(network.spec.num_layers) for row in rows if row.stacked
+    ]
+    tensors += [(row.name, row, None) for row in after]
+    shards: list[list[_Tensor]] = [[]]
+    filled = 0
+    for name, row, layer in tensors:
+        shape = tables.get(shapes, row.path).shape
+        size = itemsize * int(np.prod(shape if layer is None else shape[1:]))
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, row, layer))
+        filled += size
+    return shards
+
+
+def _gather(weights: Array, layer: int | None) -> np.ndarray:
+    """One layer's weights, or all of them, whole on the host of every process."""
+    if isinstance(weights, jax.Array) and not weights.is_fully_addressable:
+        mesh = weights.sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        weights = jax.jit(lambda w: w if layer is None else w[layer], out_shardings=whole)(weights)
+        return np.asarray(weights.addressable_data(0))
+    return np.asarray(weights if layer is None else weights[layer])
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""A model as a directory with Orbax weights: any head, any sharding, no gathering.
+
+<dir>/params/          nested dict of arrays, as ``Network`` has it
+<dir>/config.json, generation_config.json, tokenizer files     as in a Hugging Face directory
+<dir>/alphaalign.json  that it is one, and its head
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from alphaalign_jax.hf.export import check_params, merged_config, write_configs
+from alphaalign_jax.hf.paths import kind, marker
+from alphaalign_jax.hf.staging import staged
+from alphaalign_jax.models import Network, Params
+
+
+def save_model(
+    params: Params,
+    network: Network,
+    out_dir: str | Path,
+    tokenizer: Any = None,
+    base_config: Mapping[str, Any] | None = None,
+    *,
+    generation_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``out_dir`` in this format, arguments as for ``export``; ``load`` reads it back bit for bit."""
+    check_params(params, network)
+    dtype = str(params["embed"]["table"].dtype)
+    config = merged_config(network, base_config, tokenizer, dtype)
+    with staged(out_dir, kind="orbax_model", head=network.head, dtype=dtype) as out:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(out / "params", params)
+        if jax.process_index() == 0:
+            write_configs(out, config, generation_config, tokenizer)
+    return Path(out_dir)
+
+
+def stored_head(path: Path) -> str | None:
+    """The head saved at a resolved path; None where it is no directory of this format."""
+    return marker(path)["head"] if kind(path) == "orbax" else None
+
+
+def restore(path: Path, network: Network, shardings: Params, param_dtype: str, full_layers: int) -> Params:
+    """Weights for ``network`` from a directory of this format, whose model has ``full_layers``.
+
+    A value network may be asked of any model: it takes the first layers of the body, and a fresh head of zeros unless
+    the model has a value head itself.
+    """
+    head = stored_head(path)
+    if network.head not in (head, "value"):
+        raise ValueError(f"{path} has head {head!r}; a network with head {network.head!r} cannot be read from it")
+    stored = Network(dataclasses.replace(network.spec, num_layers=full_layers), network.head)
+    shapes, fresh = stored.shapes(param_dtype), network.head != head
+    if fresh:
+        del shapes["head"]
+    target = {
+        key: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), subtree, shardings[key])
+        for key, subtree in shapes.items()
+    }
+    params = _restore(path / "params", target)
+    if full_layers != network.spec.num_layers:
+        params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
+        params["layers"] = jax.device_put(params["layers"], shardings["layers"])
+    if fresh:
+        like = network.shapes(param_dtype)["head"]["kernel"]
+        make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=shardings["head"]["kernel"])
+        params["head"] = {"kernel": make()}
+    return params
+
+
+def _restore(directory: Path, target: Params) -> Params:
+    """Restores the subtree ``target`` of what is stored. Orbax passes over what is missing, so that is checked here."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(directory).item_metadata if directory.is_dir() else None
+    if metadata is None:
+        raise ValueError(f"{directory} holds no Orbax weights; save the model again")
+    stored = metadata.tree
+    for path, like in jax.tree_util.tree_leaves_with_path(target):
+        found = stored
+        for key in path:
+            found = found.get(key.key) if isinstance(found, dict) else None
+        if found is None or tuple(found.shape) != like.shape:
+            what = "missing" if found is None else f"{tuple(found.shape)}, expected {like.shape} by config.json"
+            raise ValueError(f"{directory}: parameter {jax.tree_util.keystr(path)} is {what}")
+    args = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(directory, args=args)

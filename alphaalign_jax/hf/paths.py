@@ -1,0 +1,134 @@
+"""Finding a model: a local directory or GGUF file, one inside an installed package, or a hub repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from alphaalign_jax.hf import gguf
+from alphaalign_jax.models import ModelSpec
+
+MARKER = "alphaalign.json"  # written beside every model we save; says what it is and which files are ours
+_HUB_FILES = ["model*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model"]
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+
+
+def resolve(path: str | Path) -> Path:
+    """The local directory or ``.gguf`` file that ``path`` names.
+
+    ``path`` is a local directory or GGUF file, ``package:NAME`` (the one model inside an installed Python package), or
+    a hub id ``owner/name``, with ``@revision`` where wanted, of which configs, tokenizer and safetensors are fetched.
+    Raises ValueError that says what was looked for and how to get it.
+    """
+    text = str(path)
+    if text.startswith("package:"):
+        return _in_package(text.removeprefix("package:"))
+    if "://" in text:
+        raise ValueError(f"model {text!r}: URLs are not read; copy the model to a local directory first")
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _in_directory(local, text)
+    if local.is_file():
+        if local.suffix != ".gguf":
+            raise ValueError(f"model {text!r} is a file; give a .gguf file or the directory with config.json")
+        return local
+    return _from_hub(text)
+
+
+def kind(path: Path) -> str:
+    """``gguf``, ``orbax`` or ``hf``, for a resolved path."""
+    if path.suffix == ".gguf" and path.is_file():
+        return "gguf"
+    return "orbax" if marker(path).get("kind") == "orbax_model" else "hf"
+
+
+def marker(directory: Path) -> dict[str, Any]:
+    """What our own marker file says; empty without one."""
+    file = directory / MARKER
+    return _json(file) if file.is_file() else {}
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """``config.json`` as a dict; for a GGUF file, what its metadata says in those terms."""
+    path = resolve(path)
+    return gguf.read_config(path) if kind(path) == "gguf" else _json(path / "config.json")
+
+
+def load_generation_config(path: str | Path) -> dict[str, Any]:
+    """``generation_config.json`` as a dict; empty where there is none."""
+    path = resolve(path)
+    file = path / "generation_config.json"
+    return _json(file) if kind(path) != "gguf" and file.is_file() else {}
+
+
+def load_spec(path: str | Path) -> ModelSpec:
+    """The architecture of the model at ``path``; ``num_labels`` is set where its config says it is a classifier."""
+    config = load_config(path)
+    return ModelSpec.from_hf(config, num_labels=num_labels(config) if is_classifier(config) else None)
+
+
+def is_classifier(config: dict[str, Any]) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def num_labels(config: dict[str, Any]) -> int:
+    """Labels of a classifier. Files of two-label models say nothing: transformers leaves its default of 2 unwritten."""
+    if config.get("id2label"):
+        return len(config["id2label"])
+    return int(config.get("num_labels") or 2)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist; a model directory needs it") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+
+
+def _in_directory(directory: Path, text: str) -> Path:
+    if (directory / "config.json").is_file():
+        return directory
+    found = sorted(directory.glob("*.gguf"))
+    if len(found) == 1:
+        return found[0]
+    names = [file.name for file in found] or "no .gguf file"
+    raise ValueError(
+        f"model {text!r}: the directory has no config.json and {names}; it needs a config.json or one GGUF file"
+    )
+
+
+def _in_package(name: str) -> Path:
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model 'package:{name}': no such Python package is installed; run: pip install {name.replace('_', '-')}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(root.rglob("*.gguf")) or sorted(file.parent for file in root.rglob("config.json"))
+    if len(found) != 1:
+        names = ", ".join(str(file.relative_to(root)) for file in found) or "none"
+        raise ValueError(f"model 'package:{name}': expected one model in {root}, found {names}; give the path of one")
+    return found[0]
+
+
+def _from_hub(text: str) -> Path:
+    name, _, revision = text.partition("@")
+    if not _HUB_ID.fullmatch(name) or name.endswith(".gguf") or set(name) <= {"."}:
+        raise ValueError(
+            f"model {text!r} does not exist; give a directory, a .gguf file, package:NAME or a hub id owner/name"
+        )
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError, RuntimeError) as error:  # every error of the hub client is one of these
+        raise ValueError(
+            f"model {text!r} is no local path, and the hub did not give it ({type(error).__name__}: {error}); check "
+            f"the name, log in if it is gated, or give a local directory"
+        ) from error

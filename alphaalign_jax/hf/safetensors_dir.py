@@ -1,0 +1,75 @@
+"""Tensors of a Hugging Face directory, read slice by slice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from alphaalign_jax.hf.tables import Index
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class SafetensorsDir:
+    """``model.safetensors``, or the shards of ``model.safetensors.index.json``, as one set of tensors.
+
+    Only slices that are asked for are read. Raises ValueError that names a file or tensor which the directory lacks.
+    """
+
+    def __init__(self, directory: Path):
+        self.where = str(directory)
+        self._file: dict[str, Any] = {}  # tensor name -> open file
+        for file in _files(directory):
+            try:
+                handle = safe_open(file, framework="np")
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"{file} cannot be read as safetensors ({error}); the download may be incomplete"
+                ) from error
+            for name in handle.keys():
+                if name in self._file:
+                    raise ValueError(f"{directory}: tensor {name!r} is in two files, one of them {file.name}")
+                self._file[name] = handle
+
+    def names(self) -> set[str]:
+        return set(self._file)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """``float32``, ``float16`` or ``bfloat16``; any other is refused."""
+        stored = self._file[name].get_slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise ValueError(f"{self.where}: tensor {name!r} is {stored}; weights must be one of {', '.join(_DTYPES)}")
+        return _DTYPES[stored]
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._file[name].get_slice(name)[index]
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [directory / name for name in sorted(set(listed.values()))]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{index} lists {file.name}, which is not there; fetch it again")
+        return files
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{directory} has pickled weights only ({pickles[0]}), which can run code when read; load them with "
+            f"transformers and save_pretrained to get safetensors"
+        )
+    raise ValueError(f"{directory} has neither model.safetensors nor model.safetensors.index.json")

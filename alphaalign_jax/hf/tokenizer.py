@@ -1,0 +1,73 @@
+"""Tokenizers, and the set of ids that end a response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alphaalign_jax.hf.gguf_tokenizer import read_tokenizer
+from alphaalign_jax.hf.paths import kind, resolve
+
+_MARK = "0123MARK3210"  # an assistant turn that no template contains
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The fast tokenizer of a model: directory, GGUF file, ``package:NAME`` or hub id.
+
+    Raises ValueError for a slow one.
+    """
+    local = resolve(path)
+    if kind(local) == "gguf":
+        return read_tokenizer(local)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model {path}: its tokenizer cannot be read from {local}: {error}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(
+            f"model {path}: {type(tokenizer).__name__} is a slow tokenizer; the directory needs a tokenizer.json"
+        )
+    return tokenizer
+
+
+def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Every id that ends a response, ascending.
+
+    They are the ``eos_token_id`` of each config (``config.json`` and ``generation_config.json``, one id or a list), the
+    tokenizer's eos, and the token with which the chat template ends an assistant turn. A model that ends turns with one
+    and texts with another must stop at both. Raises ValueError where an id is outside the tokenizer, or there is none.
+    """
+    found: set[int] = set()
+    for config in configs:
+        eos = (config or {}).get("eos_token_id")
+        found.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    turn = end_of_turn(tokenizer)
+    if turn is not None:
+        found.add(turn)
+    for i in found:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(tokenizer):
+            raise ValueError(
+                f"eos_token_id {i!r} is not an id of the tokenizer, which has {len(tokenizer)}; "
+                f"they belong to two models"
+            )
+    if not found:
+        raise ValueError(
+            "no token ends a response: set eos_token_id in generation_config.json, or the tokenizer's eos_token"
+        )
+    return tuple(sorted(found))
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The added token that follows an assistant's message in the chat template; None where plain text does."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _MARK}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    tail = text.rpartition(_MARK)[2].lstrip()
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in set(tokenizer.get_added_vocab().values()) else None

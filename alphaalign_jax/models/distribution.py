@@ -1,0 +1,88 @@
+"""The sampling distribution: temperature, top-k, top-p. One definition for the sampler and for the trainer's log-probs."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from alphaalign_jax.models.transformer import Transformer
+from alphaalign_jax.types import Array
+
+_OUT = -1e30  # finite: entropy multiplies it by a probability of exactly 0
+
+
+@flax.struct.dataclass
+class Sampling:
+    """Sampling settings; traced, so that changing them compiles nothing."""
+
+    temperature: Array  # float32 []; 0 is greedy, whose recorded log-probs are those at temperature 1
+    top_k: Array  # int32 []; 0 is off
+    top_p: Array  # float32 []; 1 is off
+
+    @classmethod
+    def create(cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"sampling temperature={temperature} (>= 0), top_k={top_k} (>= 0, 0 is off), top_p={top_p} (in (0, 1]) is out of range"
+            )
+        return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
+
+
+def log_distribution(logits: Array, sampling: Sampling, keep: Array | None = None) -> Array:
+    """Log-probs float32 [..., V] of the distribution that is sampled from; about -1e30 outside its support.
+
+    ``keep`` int32 [...]: a token that stays in the support whatever the filter says. The trainer passes the sampled token:
+    under updated weights it may leave the top-k, where a log-prob of -inf would make the ratio 0 and the gradient vanish.
+    """
+    logits = logits.astype(jnp.float32) / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+
+    def filtered(x):
+        support = _support(x, sampling)
+        if keep is not None:
+            support |= jnp.arange(x.shape[-1]) == keep[..., None]
+        return jnp.where(support, x, _OUT)
+
+    wanted = (sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1.0))
+    logits = jax.lax.cond(wanted, filtered, lambda x: x, logits)
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _support(logits: Array, sampling: Sampling) -> Array:
+    """Tokens kept by top-k, then by top-p of what top-k left (the order of transformers). Ties at an edge are all kept."""
+    logits = jax.lax.stop_gradient(logits)
+    v = logits.shape[-1]
+    ranked = -jnp.sort(-logits, axis=-1)
+    rank = jnp.arange(v)
+    in_k = (sampling.top_k == 0) | (rank < sampling.top_k)
+    probs = jax.nn.softmax(jnp.where(in_k, ranked, _OUT), axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs  # mass ranked above each token
+    in_p = (before < sampling.top_p) | (sampling.top_p >= 1.0)
+    edge = jnp.min(jnp.where(in_k & in_p, ranked, jnp.inf), axis=-1, keepdims=True)
+    return logits >= edge
+
+
+def token_logprobs(
+    model: Transformer, states: Array, tokens: Array, sampling: Sampling, *, chunk: int = 64
+) -> tuple[Array, Array]:
+    """Log-prob of ``tokens`` and entropy, float32 [B, G, T], under the sampling distribution.
+
+    Runs over chunks of T and recomputes logits in the backward pass: nothing of shape [B, G, T, V] is ever held.
+    """
+    b, g, t, d = states.shape
+    chunk = min(chunk, t)
+    pad = -t % chunk
+    states = jnp.pad(states, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, pad)))
+
+    @jax.checkpoint
+    def one(args):
+        h, y = args
+        logp = log_distribution(model.logits(h), sampling, keep=y)
+        chosen = jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
+        return chosen, -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+
+    split = lambda x: jnp.moveaxis(x.reshape(b, g, -1, chunk, *x.shape[3:]), 2, 0)
+    logp, entropy = jax.lax.map(one, (split(states), split(tokens)))
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(b, g, -1)[..., :t]
+    return join(logp), join(entropy)

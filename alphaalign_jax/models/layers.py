@@ -1,0 +1,156 @@
+"""The parts of a decoder layer. Weights of all layers are stacked on a leading ``layers`` axis; ``__call__`` sees one.
+
+Each parameter names its logical axes (``param.axes``), which is all that sharding needs to know of a model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from alphaalign_jax.models.attention import Segment, attend
+from alphaalign_jax.models.spec import Llama3Scaling, ModelSpec
+from alphaalign_jax.parallel import constrain
+from alphaalign_jax.types import Array
+
+INIT_STD = 0.02  # initializer_range of every family here
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
+    """float32 means float32: the default on TPU and on recent GPUs would round its inputs to fewer bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+class Dense(nnx.Module):
+    """``x @ kernel + bias`` contracting the first ``contract`` axes of the kernel, stacked over ``stack`` layers."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        axes: Sequence[str],
+        *,
+        rngs: nnx.Rngs,
+        contract: int = 1,
+        bias: bool = False,
+        stack: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        param_dtype: jnp.dtype = jnp.float32,
+        std: float = INIT_STD,
+    ):
+        lead, lead_axes = ((stack,), ("layers",)) if stack is not None else ((), ())
+        kernel = std * jax.random.normal(rngs.params(), (*lead, *shape), param_dtype)
+        self.kernel = nnx.Param(kernel, axes=(*lead_axes, *axes))
+        self.bias = (
+            nnx.Param(jnp.zeros((*lead, *shape[contract:]), param_dtype), axes=(*lead_axes, *axes[contract:])) if bias else None
+        )
+        self.contract, self.dtype = contract, dtype
+
+    def __call__(self, x: Array) -> Array:
+        """[..., *shape[:contract]] -> [..., *shape[contract:]] in the compute dtype."""
+        dims = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
+        y = jax.lax.dot_general(
+            x.astype(self.dtype), self.kernel[...].astype(self.dtype), (dims, ((), ())), precision=precision_of(self.dtype)
+        )
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, in float32 as transformers computes it."""
+
+    def __init__(self, width: int, axis: str, eps: float, *, stack: int | None = None, param_dtype: jnp.dtype = jnp.float32):
+        lead, lead_axes = ((stack,), ("layers",)) if stack is not None else ((), ())
+        self.scale = nnx.Param(jnp.ones((*lead, width), param_dtype), axes=(*lead_axes, axis))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32.astype(x.dtype) * self.scale[...].astype(x.dtype)).astype(x.dtype)
+
+
+def rope_frequencies(spec: ModelSpec) -> jax.Array:
+    """Inverse frequencies, float32 [C // 2]. Llama-3 scaling as in Llama 3.1's reference ``apply_scaling``."""
+    exponent = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
+    inv = 1.0 / (spec.rope_theta**exponent)
+    scaling = spec.rope_scaling
+    return inv if scaling is None else _llama3_scaled(inv, scaling)
+
+
+def _llama3_scaled(inv: jax.Array, s: Llama3Scaling) -> jax.Array:
+    wavelength = 2 * math.pi / inv
+    low_wavelength = s.original_max_positions / s.low_freq_factor
+    high_wavelength = s.original_max_positions / s.high_freq_factor
+    smooth = (s.original_max_positions / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    blended = (1 - smooth) * inv / s.factor + smooth * inv
+    return jnp.where(wavelength > low_wavelength, inv / s.factor, jnp.where(wavelength < high_wavelength, inv, blended))
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary embedding of [B, G, T, heads, C] by [B, G, T, C // 2] angles, halves layout of Hugging Face weights."""
+    half = x.shape[-1] // 2
+    x1, x2 = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention that also sees a context of earlier segments."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int, dtype, param_dtype):
+        d, h, k, c = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
+        common = dict(rngs=rngs, stack=stack, dtype=dtype, param_dtype=param_dtype)
+        self.q = Dense((d, h, c), ("embed", "heads", "head_dim"), bias=spec.qkv_bias, **common)
+        self.k = Dense((d, k, c), ("embed", "kv_heads", "head_dim"), bias=spec.qkv_bias, **common)
+        self.v = Dense((d, k, c), ("embed", "kv_heads", "head_dim"), bias=spec.qkv_bias, **common)
+        self.o = Dense((h, c, d), ("heads", "head_dim", "embed"), contract=2, bias=spec.o_bias, **common)
+        norm = dict(stack=stack, param_dtype=param_dtype)
+        self.q_norm = RMSNorm(c, "head_dim", spec.norm_eps, **norm) if spec.qk_norm else None
+        self.k_norm = RMSNorm(c, "head_dim", spec.norm_eps, **norm) if spec.qk_norm else None
+        self.dtype = dtype
+
+    def __call__(self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array) -> tuple[Array, Array, Array]:
+        """x [B, G, T, D]; returns the output and this call's own keys and values [B, G, T, K, C]."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = constrain(rotate(q, cos, sin), "batch", "rollout", "length", "heads", "head_dim")
+        k = constrain(rotate(k, cos, sin), "batch", "rollout", "length", "kv_heads", "head_dim")
+        v = constrain(v, "batch", "rollout", "length", "kv_heads", "head_dim")
+        out = attend(q, (*context, Segment(k, v, causal)), precision_of(self.dtype))
+        return self.o(out), k, v
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, spec: ModelSpec, **common):
+        d, f = spec.hidden_size, spec.intermediate_size
+        self.gate = Dense((d, f), ("embed", "mlp"), bias=spec.mlp_bias, **common)
+        self.up = Dense((d, f), ("embed", "mlp"), bias=spec.mlp_bias, **common)
+        self.down = Dense((f, d), ("mlp", "embed"), bias=spec.mlp_bias, **common)
+
+    def __call__(self, x: Array) -> Array:
+        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(constrain(hidden, "batch", "rollout", "length", "mlp"))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and feed-forward, all L layers' weights stacked."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype, param_dtype):
+        common = dict(rngs=rngs, stack=spec.num_layers, dtype=dtype, param_dtype=param_dtype)
+        norm = dict(stack=spec.num_layers, param_dtype=param_dtype)
+        self.attn_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
+        self.attn = Attention(spec, **common)
+        self.mlp_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
+        self.mlp = MLP(spec, **common)
+
+    def __call__(self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array) -> tuple[Array, Array, Array]:
+        h, k, v = self.attn(self.attn_norm(x), cos, sin, context, causal)
+        x = constrain(x + h, "batch", "rollout", "length", "act_embed")
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "batch", "rollout", "length", "act_embed"), k, v

@@ -1,0 +1,54 @@
+"""A network without its weights: what jitted steps close over. Weights travel beside it as a nested dict of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from alphaalign_jax.models.spec import ModelSpec
+from alphaalign_jax.models.transformer import Transformer
+
+Params = Any  # nested dict of arrays, keyed as the modules' attributes are
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Architecture, head and compute choices. Hashable, so that it can be a static argument of a jitted function."""
+
+    spec: ModelSpec
+    head: str = "lm"  # lm, value, score
+    dtype: str = "float32"  # compute dtype
+    remat: str = "full"  # none, dots, full
+
+    def _build(self, rngs: nnx.Rngs, param_dtype: Any) -> Transformer:
+        return Transformer(
+            self.spec, head=self.head, rngs=rngs, dtype=jnp.dtype(self.dtype), param_dtype=param_dtype, remat=self.remat
+        )
+
+    @functools.lru_cache
+    def _abstract(self, param_dtype: str = "float32") -> Transformer:
+        return nnx.eval_shape(lambda: self._build(nnx.Rngs(0), jnp.dtype(param_dtype)))
+
+    def shapes(self, param_dtype: str = "float32") -> Params:
+        """Nested dict of ``jax.ShapeDtypeStruct``."""
+        return nnx.to_pure_dict(nnx.state(self._abstract(param_dtype)))
+
+    @property
+    def axes(self) -> Params:
+        """Nested dict of logical-axis tuples, one a parameter."""
+        return nnx.to_pure_dict(nnx.map_state(lambda _, variable: variable.axes, nnx.state(self._abstract())))
+
+    def init(self, key: jax.Array, param_dtype: str = "float32") -> Params:
+        """Freshly initialised weights. Jittable: jit it with output shardings to initialise in place."""
+        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key), jnp.dtype(param_dtype))))
+
+    def bind(self, params: Params) -> Transformer:
+        """The module with these weights."""
+        graphdef, state = nnx.split(self._abstract())
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)

@@ -1,0 +1,112 @@
+"""One decoder for every family: embed, scan over stacked layers, norm, head.
+
+There is one forward path, ``extend``: tokens attend causally to themselves and to a context of earlier segments. Prefill of
+the template prefix, prefill of prompts, a decode step and the trainer's pass over responses are all calls of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from alphaalign_jax.models.attention import Segment
+from alphaalign_jax.models.layers import INIT_STD, DecoderLayer, Dense, RMSNorm, precision_of, rope_frequencies
+from alphaalign_jax.models.spec import ModelSpec
+from alphaalign_jax.parallel import constrain
+from alphaalign_jax.types import Array
+
+HEADS = ("lm", "value", "score")
+# What the backward pass keeps of each layer: everything, the matrix products, or only the layer's input.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Embedding(nnx.Module):
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, param_dtype):
+        table = INIT_STD * jax.random.normal(rngs.params(), (spec.vocab_size, spec.hidden_size), param_dtype)
+        self.table = nnx.Param(table, axes=("vocab", "embed"))
+
+
+class Transformer(nnx.Module):
+    """Decoder with a language-model, value or sequence-classification head."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        head: str = "lm",
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: str = "full",
+    ):
+        if head not in HEADS:
+            raise ValueError(f"head {head!r} is not known; known: {', '.join(HEADS)}")
+        if remat not in REMAT:
+            raise ValueError(f"remat {remat!r} is not known; known: {', '.join(REMAT)}")
+        self.spec, self.head_kind, self.dtype, self.remat = spec, head, jnp.dtype(dtype), remat
+        common = dict(rngs=rngs, dtype=self.dtype, param_dtype=param_dtype)
+        self.embed = Embedding(spec, rngs=rngs, param_dtype=param_dtype)
+        self.layers = DecoderLayer(spec, **common)
+        self.final_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, param_dtype=param_dtype)
+        self.head = _head(spec, head, common)
+
+    def extend(self, tokens: Array, positions: Array, context: tuple[Segment, ...] = (), *, keep_kv: bool = True):
+        """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
+
+        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``). Returns the normed hidden states
+        [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, T, K, C].
+        """
+        table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(self.spec)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        t = tokens.shape[-1]
+        causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
+        graphdef, weights = nnx.split(self.layers)
+        masks = [segment.mask for segment in context]
+
+        def layer(x, xs):
+            layer_weights, kv = xs
+            segments = tuple(Segment(k, v, mask) for (k, v), mask in zip(kv, masks, strict=True))
+            x, k, v = nnx.merge(graphdef, layer_weights)(x, cos, sin, segments, causal)
+            return x, ((k, v) if keep_kv else None)
+
+        policy = REMAT[self.remat]
+        if policy is not None:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x, kv = jax.lax.scan(layer, x, (weights, [(segment.k, segment.v) for segment in context]))
+        return self.final_norm(x), kv
+
+    def logits(self, hidden: Array) -> Array:
+        """Head outputs in float32: [..., D] -> [..., V], [..., 1] or [..., num_labels]."""
+        if self.head is None:
+            table = self.embed.table[...].astype(self.dtype)
+            dims = (((hidden.ndim - 1,), (1,)), ((), ()))
+            return jax.lax.dot_general(
+                hidden, table, dims, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
+            )
+        return self.head(hidden).astype(jnp.float32)
+
+    def __call__(self, tokens: Array) -> Array:
+        """Head outputs for whole sequences int32 [B, T]: the plain path, for classifiers and parity tests."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
+        hidden, _ = self.extend(tokens[:, None], positions[:, None], keep_kv=False)
+        return self.logits(hidden[:, 0])
+
+
+def _head(spec: ModelSpec, kind: str, common: dict) -> Dense | None:
+    if kind == "lm":
+        return None if spec.tie_embeddings else Dense((spec.hidden_size, spec.vocab_size), ("embed", "vocab"), **common)
+    if kind == "value":
+        # Zero, so that the first advantages are the rewards themselves and not an untrained critic's noise.
+        return Dense((spec.hidden_size, 1), ("embed", "labels"), std=0.0, **common)
+    if not spec.num_labels:
+        raise ValueError(f"a score head needs num_labels in the spec, got {spec.num_labels}")
+    return Dense((spec.hidden_size, spec.num_labels), ("embed", "labels"), **common)

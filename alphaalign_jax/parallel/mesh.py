@@ -1,0 +1,31 @@
+"""The device mesh: three named axes, checked against the devices before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over ``devices`` (default: all). At most one size may be -1: it takes what the others leave."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    bad = {axis: size for axis, size in sizes.items() if size != -1 and size < 1}
+    if bad or len(free) > 1:
+        raise ValueError(f"mesh {sizes}: sizes are positive, and at most one may be -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        if len(devices) % fixed:
+            raise ValueError(f"mesh {sizes}: {len(devices)} devices do not divide by {fixed}, the product of the fixed axes")
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        raise ValueError(f"mesh {sizes} takes {fixed} devices, but there are {len(devices)}; set one axis to -1 to fit")
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)

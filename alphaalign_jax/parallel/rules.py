@@ -1,0 +1,134 @@
+"""Logical-axis rules: models name axes, a table says which mesh axes each one is laid over.
+
+A layout is a mesh with a rule table. Training and rollout use two tables; a change of layout is a change of table,
+never of model code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from typing import Any, Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Every logical axis that models and carriers may name.
+LOGICAL_AXES = (
+    "batch",  # B, prompts
+    "rollout",  # G
+    "length",  # P, S, T, U
+    "layers",  # L
+    "embed",  # D of weights
+    "act_embed",  # D of activations
+    "mlp",  # F
+    "heads",  # H
+    "kv_heads",  # K
+    "head_dim",  # C
+    "vocab",  # V
+    "labels",  # classes of a score head
+)
+
+RuleTable = Mapping[str, tuple[str, ...]]
+
+FSDP_TENSOR: RuleTable = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vocab": ("tensor",),
+}
+# Decoding reads every weight once a token: gathering them over fsdp each time would cost more than holding them.
+TENSOR_ONLY: RuleTable = {axes: mesh for axes, mesh in FSDP_TENSOR.items() if axes != "embed"}
+TABLES: dict[str, RuleTable] = {"fsdp_tensor": FSDP_TENSOR, "tensor": TENSOR_ONLY}
+
+
+def rule_table(name: str, overrides: Sequence[Sequence[str]] = ()) -> RuleTable:
+    """A named table with rows replaced. ``overrides`` rows are ``(logical axis, mesh axis, mesh axis, ...)``."""
+    if name not in TABLES:
+        raise ValueError(f"rule table {name!r} is not known; known: {', '.join(TABLES)}")
+    table = dict(TABLES[name])
+    for logical, *mesh_axes in overrides:
+        if logical not in LOGICAL_AXES:
+            raise ValueError(f"rule for {logical!r}: not a logical axis; the axes are {', '.join(LOGICAL_AXES)}")
+        table[logical] = tuple(mesh_axes)
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and the rule table that lays logical axes over it."""
+
+    mesh: Mesh
+    rules: RuleTable
+
+    def __post_init__(self):
+        for logical, mesh_axes in self.rules.items():
+            unknown = [axis for axis in mesh_axes if axis not in self.mesh.axis_names]
+            if unknown:
+                raise ValueError(f"rule {logical} -> {mesh_axes}: the mesh has no axis {unknown[0]!r}, only {self.mesh.axis_names}")
+
+    def size(self, logical: str) -> int:
+        """Shards that the axis is cut into."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules.get(logical, ()))
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """Partition spec of an array with these logical axes. Two axes on one mesh axis are refused."""
+        parts, used = [], {}
+        for logical in axes:
+            mesh_axes = self.rules.get(logical, ()) if logical else ()
+            for axis in mesh_axes:
+                if axis in used:
+                    raise ValueError(f"axes {tuple(axes)}: {used[axis]!r} and {logical!r} are both laid over mesh axis {axis!r}")
+                used[axis] = logical
+            parts.append(mesh_axes[0] if len(mesh_axes) == 1 else (tuple(mesh_axes) or None))
+        return PartitionSpec(*parts)
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def check(self, what: str, shape: Sequence[int], axes: Sequence[str | None]) -> None:
+        """Raises ValueError with the numbers where a dimension does not divide over its mesh axes."""
+        for dim, logical in zip(shape, axes, strict=True):
+            shards = self.size(logical) if logical else 1
+            if dim % shards:
+                over = {axis: self.mesh.shape[axis] for axis in self.rules[logical]}
+                raise ValueError(f"{what} {tuple(shape)}: axis {logical!r} of size {dim} does not divide over mesh axes {over} ({shards} shards)")
+
+    def tree_shardings(self, axes_tree: Any, shapes: Any = None, what: str = "parameter") -> Any:
+        """Shardings of a pytree of logical-axis tuples; with ``shapes`` (same tree), divisibility is checked first."""
+        is_axes = lambda x: isinstance(x, tuple)
+        if shapes is not None:
+            flat, _ = jax.tree_util.tree_flatten_with_path(axes_tree, is_leaf=is_axes)
+            for (path, axes), leaf in zip(flat, jax.tree.leaves(shapes), strict=True):
+                self.check(f"{what} {jax.tree_util.keystr(path)}", leaf.shape, axes)
+        return jax.tree.map(lambda axes: self.sharding(*axes), axes_tree, is_leaf=is_axes)
+
+
+_CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def use(layout: Layout):
+    """Within it, ``constrain`` lays activations out by this layout. Entered while a step is traced."""
+    token = _CURRENT.set(layout)
+    try:
+        yield layout
+    finally:
+        _CURRENT.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """States the logical axes of an activation; outside ``use`` it is the identity. Size-1 axes stay whole."""
+    layout = _CURRENT.get()
+    if layout is None:
+        return x
+    axes = tuple(None if dim == 1 else axis for dim, axis in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, layout.sharding(*axes))

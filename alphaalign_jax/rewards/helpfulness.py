@@ -1,0 +1,90 @@
+"""R_h, the helpfulness reward: a reward model's score, made comparable within a prompt's rollouts."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from alphaalign_jax.types import BENIGN, Array
+
+HELPFULNESS_MODES = ("normalised", "raw", "off")
+
+# Below this spread a group has none. Reward models run in bfloat16, whose ulp is at most 2**-7 of a value: two ulps,
+# relative to the group's largest score, and an absolute floor for scores near 0, whose error comes from larger terms.
+STD_FLOOR = 0.01
+RELATIVE_STD_FLOOR = 2.0**-6
+
+
+@flax.struct.dataclass
+class HelpfulnessCounts:
+    """How the reward came about; int32 scalars over the batch. All 0 when the reward is off."""
+
+    scored: Array  # benign rollouts with an answer and a finite score
+    unscorable: Array  # benign rollouts with an answer and no finite score: the reward model failed on them
+    flat_groups: Array  # benign prompts with too few scores or too little spread to compare (``normalised`` only)
+
+
+def helpfulness_reward(
+    score: Array,
+    refusal: Array,
+    answered: Array,
+    label: Array,
+    *,
+    mode: str = "normalised",
+    std_floor: float = STD_FLOOR,
+    relative_std_floor: float = RELATIVE_STD_FLOOR,
+) -> tuple[jax.Array, HelpfulnessCounts]:
+    """R_h = max(z, 0) where a benign prompt was answered and not refused, else 0 (arXiv 2507.14987).
+
+    ``normalised``: z = (r - mean) / std over the prompt's scored rollouts, std with n - 1. Refusals in an answer block
+    are scored and enter mean and std, they only earn nothing: a group that mostly refuses then shows its one real
+    answer as the better one, which is what should be learned. A group with fewer than two scores, or with std at most
+    max(std_floor, relative_std_floor * max|r|), gives exactly 0: dividing rounding noise by its own size would pay
+    z = 2.5 to one of eight equal answers. Above the floor z is exact, it is not shrunk.
+    ``raw``: z = r. ``off``: all 0 (AlphaAlign-Zero); ``score`` is not read.
+
+    Args:
+        score: float [B, G], the reward model's; NaN (or infinite) where there is none.
+        refusal: bool [B, G], V_r.
+        answered: bool [B, G], the response has an answer to score.
+        label: int32 [B].
+
+    Returns: float32 [B, G], always finite, and counts. Harmful and unanswered rows are neither scored nor failures.
+    Raises ValueError for an unknown mode.
+    """
+    if mode not in HELPFULNESS_MODES:
+        raise ValueError(f"helpfulness mode={mode!r}; valid: {', '.join(HELPFULNESS_MODES)}")
+    zero = jnp.int32(0)
+    if mode == "off":
+        return jnp.zeros(jnp.shape(refusal), jnp.float32), HelpfulnessCounts(zero, zero, zero)
+
+    score = jnp.asarray(score, jnp.float32)
+    benign = (jnp.asarray(label) == BENIGN)[:, None]
+    expected = benign & jnp.asarray(answered, bool)
+    scored = expected & jnp.isfinite(score)
+    # Masked before any arithmetic: NaN times 0 is NaN.
+    known = jnp.where(scored, score, 0.0)
+
+    flat_groups = zero
+    if mode == "normalised":
+        known, has_spread = _standardise(known, scored, std_floor, relative_std_floor)
+        flat_groups = jnp.sum(benign & ~has_spread, dtype=jnp.int32)
+    reward = jnp.where(scored & ~jnp.asarray(refusal, bool), jnp.maximum(known, 0.0), 0.0)
+    return reward, HelpfulnessCounts(
+        scored=jnp.sum(scored, dtype=jnp.int32),
+        unscorable=jnp.sum(expected & ~scored, dtype=jnp.int32),
+        flat_groups=flat_groups,
+    )
+
+
+def _standardise(r: jax.Array, scored: jax.Array, floor: float, relative_floor: float) -> tuple[jax.Array, jax.Array]:
+    """z float32 [B, G] over the scored entries of each row (``r`` is 0 elsewhere), and bool [B, 1]: is there spread?"""
+    count = jnp.sum(scored, axis=-1, keepdims=True)
+    mean = jnp.sum(r, axis=-1, keepdims=True) / jnp.maximum(count, 1)
+    # Two passes: the mean of squares less the square of the mean loses the spread of large scores in float32.
+    deviation = jnp.where(scored, r - mean, 0.0)
+    std = jnp.sqrt(jnp.sum(deviation**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1))
+    least = jnp.maximum(floor, relative_floor * jnp.max(jnp.abs(r), axis=-1, keepdims=True))
+    has_spread = (count >= 2) & (std > least)
+    return jnp.where(has_spread, deviation / jnp.where(has_spread, std, 1.0), 0.0), has_spread

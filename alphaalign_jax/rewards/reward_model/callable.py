@@ -1,0 +1,73 @@
+"""A Python function as reward model, named ``module:function`` in the config.
+
+    def score(questions: list[str], answers: list[str]) -> Sequence[float]    # NaN = could not score
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: malformed name, module that does not import, no such function, not callable, a coroutine function,
+            or one that does not take (questions, answers).
+    """
+    module_name, colon, name = target.partition(":") if isinstance(target, str) else ("", "", "")
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise ValueError(f"reward function {target!r} is not of the form 'module:function', e.g. 'my_rewards:score'")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a syntax error in the user's file is as much an import failure as a missing file
+        raise ValueError(
+            f"reward function {target!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
+            "the module must be on Python's path (for a file in the current folder, run with PYTHONPATH=.)"
+        ) from error
+    function = getattr(module, name, None)
+    if function is None:
+        near = difflib.get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"reward function {target!r}: {module_name} has no {name!r}{hint}")
+    if not callable(function):
+        raise ValueError(f"reward function {target!r} is a {type(function).__name__}, not a function")
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"reward function {target!r} is async; give a plain one (it already runs beside the device)")
+    try:
+        inspect.signature(function).bind([], [])
+    except TypeError as error:
+        raise ValueError(f"reward function {target!r} must take (questions, answers): {error}") from error
+    except ValueError:
+        pass  # a builtin without a signature: nothing to check
+    return function
+
+
+class CallableRewardModel:
+    """Scores with a plain Python function; an exception in it stops the run and is shown with its cause."""
+
+    def __init__(self, target: str):
+        self.target = target
+        self._function = resolve(target)
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """float32 [n]; RewardModelError if the function raises or returns anything but n numbers."""
+        questions, answers = checked_texts(questions, answers)
+        n = len(questions)
+        try:
+            values = self._function(questions, answers)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RewardModelError(f"reward function {self.target} failed on {n} rows: {reason}") from error
+        return checked_scores(values, n, f"reward function {self.target}")
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,296 @@
+"""A reward model behind HTTP.
+
+    POST url   {"questions": ["...", ...], "answers": ["...", ...]}
+    200        {"scores": [0.7, null, ...]}        one a row, null = could not score
+
+Retried with exponential backoff and jitter: status 429 and 5xx (``Retry-After`` honoured), time-outs, broken
+connections. Anything else is an error at once, since the same request would fail the same way: other statuses, a body
+that is not the JSON above, a wrong count. Redirects are not followed (the bearer token would travel to another host)
+and proxy variables are not read: a reward server is a neighbour. The standard library's client is enough for that, so
+no HTTP package is asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import http.client
+import json
+import logging
+import os
+import random
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import numpy as np
+
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
+
+log = logging.getLogger(__name__)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class _Transient(Exception):
+    """An attempt failed in a way that another attempt may not. ``wait`` is the server's Retry-After in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class _Limits:
+    batch_limit: int  # rows a request
+    max_concurrency: int  # requests in flight
+    connect_timeout: float  # seconds to open the connection
+    read_timeout: float  # seconds from the request sent to the last byte of its response
+    max_retries: int  # attempts after the first
+    backoff: float  # seconds before the first retry, doubling
+    max_backoff: float  # seconds, the doubling's ceiling
+    retry_after_limit: float  # seconds; a server that asks for longer is taken to be down
+    max_response_bytes: int
+
+    def __post_init__(self):
+        for name, least in (("batch_limit", 1), ("max_concurrency", 1), ("max_retries", 0), ("max_response_bytes", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"HTTP reward model: {name} must be an integer >= {least}, got {value!r}")
+        for name in ("connect_timeout", "read_timeout", "backoff", "max_backoff", "retry_after_limit"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"HTTP reward model: {name} must be seconds >= 0, got {value!r}")
+        for name in ("connect_timeout", "read_timeout"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"HTTP reward model: {name} must be above 0 seconds")
+
+
+def _checked_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        plain = url.isascii() and url.isprintable() and " " not in url
+        valid = plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, TypeError, AttributeError):
+        valid = False
+    # The value is not shown: a URL may carry a password or a key.
+    if not valid:
+        raise ValueError("HTTP reward model: url must look like http://host:port/path or https://host/path")
+    if parts.username or parts.password:
+        raise ValueError("HTTP reward model: no user or password in the url; name the token's variable with token_env")
+    return parts
+
+
+def _token(name: str | None) -> str | None:
+    """The bearer token in environment variable ``name``; its value appears in no message."""
+    if not name:
+        return None
+    token = os.environ.get(name)
+    if not token:
+        raise ValueError(f"HTTP reward model: token_env names {name!r}, but that variable is unset or empty")
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"HTTP reward model: the value of {name!r} has blanks or control characters")
+    return token
+
+
+def retry_after_seconds(value: str | None) -> float:
+    """Seconds that Retry-After asks for (RFC 9110 section 10.2.3: a count or a date); 0 if absent or malformed."""
+    value = (value or "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.timezone.utc)
+    return max(0.0, when.timestamp() - time.time())
+
+
+def _parse_scores(body: bytes, n: int, source: str) -> np.ndarray:
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RewardModelError(f"{source}: the response is not JSON: {error}") from error
+    values = reply.get("scores") if isinstance(reply, dict) else None
+    if not isinstance(values, list):
+        shape = f"keys {sorted(reply)[:5]}" if isinstance(reply, dict) else type(reply).__name__
+        raise RewardModelError(f'{source}: expected {{"scores": [...]}}, got {shape}')
+    for i, value in enumerate(values):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RewardModelError(f"{source}: scores[{i}] is {value!r:.80}, expected a number or null")
+    # float64 first: a JSON integer may not fit any NumPy integer.
+    return checked_scores([float("nan") if v is None else _as_float(v) for v in values], n, source)
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("nan")
+
+
+class HttpRewardModel:
+    """Scores rows by posting them, ``batch_limit`` rows a request and at most ``max_concurrency`` requests at a time.
+
+    Args:
+        url: ``http://host:port/path`` or ``https://...``.
+        token_env: name of an environment variable that holds a bearer token; read once, here.
+        others: see ``_Limits``; times in seconds. With the defaults a dead server is given up after about 20 seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        batch_limit: int = 64,
+        max_concurrency: int = 4,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 60.0,
+        max_retries: int = 5,
+        backoff: float = 0.5,
+        max_backoff: float = 30.0,
+        retry_after_limit: float = 300.0,
+        token_env: str | None = None,
+        max_response_bytes: int = 8 << 20,
+    ):
+        self._limits = _Limits(
+            batch_limit, max_concurrency, connect_timeout, read_timeout, max_retries, backoff, max_backoff,
+            retry_after_limit, max_response_bytes,
+        )  # fmt: skip
+        self._url = _checked_url(url)
+        self._token = _token(token_env)
+        if self._token and self._url.scheme == "http" and self._url.hostname not in _LOOPBACK:
+            log.warning("the reward model's bearer token travels unencrypted to %s; use https", self._url.hostname)
+        # Without the query, which may carry a key.
+        self._name = f"reward model at {self._url.scheme}://{self._url.netloc}{self._url.path}"
+        self._pool = ThreadPoolExecutor(max_workers=max_concurrency, thread_name_prefix="reward-http")
+        self._closed = threading.Event()
+        self._call: threading.Event | None = None  # set to make a running call's requests stop retrying
+
+    def __repr__(self) -> str:
+        return f"HttpRewardModel({self._name})"
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """float32 [n], NaN for null. RewardModelError once any request has used up its retries."""
+        questions, answers = checked_texts(questions, answers)
+        if self._closed.is_set():
+            raise RewardModelError(f"{self._name} is closed")
+        size = self._limits.batch_limit
+        stop = self._call = threading.Event()
+        futures = [
+            self._pool.submit(self._score_batch, questions[i : i + size], answers[i : i + size], stop)
+            for i in range(0, len(questions), size)
+        ]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and future.exception() is not None:
+                    raise future.exception()
+            parts = [future.result() for future in futures]
+        finally:  # after a failure the other requests are of no use; they stop at their next retry
+            stop.set()
+            for future in futures:
+                future.cancel()
+        return np.concatenate(parts) if parts else np.zeros((0,), np.float32)
+
+    def close(self) -> None:
+        """Ends retrying and drops queued requests; one being answered ends by itself or at its time-out."""
+        self._closed.set()
+        if self._call is not None:
+            self._call.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _score_batch(self, questions: list[str], answers: list[str], stop: threading.Event) -> np.ndarray:
+        body = json.dumps({"questions": questions, "answers": answers}).encode()
+        limits = self._limits
+        for attempt in range(limits.max_retries + 1):
+            if stop.is_set() or self._closed.is_set():
+                raise RewardModelError(f"{self._name}: stopped")
+            try:
+                return _parse_scores(self._attempt(body), len(questions), self._name)
+            except _Transient as error:
+                reason, asked = str(error), error.wait
+            if asked > limits.retry_after_limit:
+                limit = f"retry_after_limit={limits.retry_after_limit:g}"
+                raise RewardModelError(f"{self._name}: {reason}; it asks to wait {asked:.0f} s, above {limit}")
+            if attempt < limits.max_retries:
+                # Half of the delay is random, so that the hosts of a pod do not come back in step.
+                delay = min(limits.max_backoff, limits.backoff * 2.0**attempt) * random.uniform(0.5, 1.0)
+                delay = max(delay, asked)
+                count = f"{attempt + 1} of {limits.max_retries}"
+                log.warning("%s: %s; retry %s in %.1f s", self._name, reason, count, delay)
+                stop.wait(delay)
+        raise RewardModelError(f"{self._name}: gave up after {limits.max_retries + 1} attempts; last: {reason}")
+
+    def _attempt(self, body: bytes) -> bytes:
+        """One request; the body of a 200. _Transient where trying again makes sense."""
+        limits = self._limits
+        connection = self._connection()
+        try:
+            connection.connect()
+            sock = connection.sock
+            deadline = time.monotonic() + limits.read_timeout
+            sock.settimeout(limits.read_timeout)
+            connection.request("POST", self._target(), body, self._headers())
+            response = connection.getresponse()
+            self._check_status(response)
+            return self._read(response, sock, deadline)
+        except TimeoutError as error:
+            raise _Transient(f"timed out ({error})") from error
+        except ssl.SSLCertVerificationError as error:
+            raise RewardModelError(f"{self._name}: certificate refused: {error.verify_message}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Transient(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host, port, timeout = self._url.hostname, self._url.port, self._limits.connect_timeout
+        if self._url.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=timeout, context=ssl.create_default_context())
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+
+    def _target(self) -> str:
+        return (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _read(self, response: http.client.HTTPResponse, sock: Any, deadline: float) -> bytes:
+        """The whole body, within the deadline and the size limit. A socket's own time-out only bounds each packet."""
+        limit, chunks, size = self._limits.max_response_bytes, [], 0
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"response not complete after {self._limits.read_timeout:g} s")
+            sock.settimeout(left)
+            chunk = response.read1(1 << 16)
+            if not chunk:
+                break
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise RewardModelError(f"{self._name}: response above max_response_bytes={limit}")
+        if response.length:  # bytes promised by Content-Length that never came
+            raise http.client.IncompleteRead(b"", response.length)
+        return b"".join(chunks)
+
+    def _check_status(self, response: http.client.HTTPResponse) -> None:
+        status = response.status
+        if status == 200:
+            return
+        if status == 429 or status >= 500:
+            raise _Transient(f"status {status}", retry_after_seconds(response.getheader("Retry-After")))
+        said = response.read(1000).decode("utf-8", errors="replace")
+        if self._token:  # some servers echo the header they refuse
+            said = said.replace(self._token, "***")
+        hint = " (redirects are not followed: give the final url)" if 300 <= status < 400 else ""
+        raise RewardModelError(f"{self._name}: status {status}{hint}: {said[:200]!r}")

@@ -1,0 +1,152 @@
+"""The reward-model protocol, the check every backend's scores go through, and the wrapper that keeps scoring off the
+training loop's critical path.
+
+A reward model is a host call: texts in, one float32 a row out. NaN says "this row could not be scored" and is masked
+and counted by the helpfulness reward; a call that fails as a whole raises ``RewardModelError``. The two are never
+mixed: a failed call summed as 0 looks exactly like a policy that is not helpful, and trains as one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+
+class RewardModelError(RuntimeError):
+    """A scoring call failed as a whole. The training loop saves and stops; it never trains on invented scores."""
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """What every backend offers.
+
+    A backend that runs on the same devices as training may also have
+    ``dispatch(questions, answers) -> Callable[[], scores]``: it launches its device work at once and returns the
+    function that waits for it. ``AsyncScorer`` then launches on the caller's thread, so that all device programs are
+    enqueued by one thread, in one order (two threads that enqueue collectives in different orders can deadlock).
+    """
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Bare questions and clean answers, n of each, to float32 [n]; NaN where a row could not be scored.
+
+        Raises:
+            RewardModelError: the call as a whole failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free threads and connections. Calling it twice is fine."""
+        ...
+
+
+def checked_texts(questions: Sequence[str], answers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Copies of both lists; ValueError unless they are equally long sequences of ``str``."""
+    for name, texts in (("questions", questions), ("answers", answers)):
+        if isinstance(texts, (str, bytes)):
+            raise ValueError(f"{name} must be a sequence of str, got one {type(texts).__name__}; wrap it in a list")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{i}] must be str, got {type(text).__name__}: {text!r:.80}")
+    if len(questions) != len(answers):
+        raise ValueError(f"got {len(questions)} questions and {len(answers)} answers; a row is one of each")
+    return list(questions), list(answers)
+
+
+def checked_scores(values: Any, n: int, source: str = "the reward model") -> np.ndarray:
+    """What a backend returned, as float32 [n].
+
+    Infinite values, and those that overflow float32, become NaN: they cannot be normalised within a group. Integers
+    and every floating dtype (bfloat16 too) are taken; booleans, strings and objects are not.
+
+    Raises:
+        RewardModelError: a wrong count, a wrong rank, or values that are not numbers.
+    """
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise RewardModelError(f"{source} returned a {kind} that is no array of numbers: {error}") from error
+    wanted = f"expected {n} floats, one a row, as a list or an array of shape ({n},)"
+    if array.ndim != 1:
+        raise RewardModelError(f"{source} returned shape {array.shape} (from {type(values).__name__}); {wanted}")
+    if array.shape[0] != n:
+        raise RewardModelError(f"{source} returned {array.shape[0]} scores for {n} rows; {wanted}")
+    # jax.dtypes knows bfloat16 as a float, NumPy's own table does not. An empty list is float64 and passes.
+    if not (jax.dtypes.issubdtype(array.dtype, np.floating) or jax.dtypes.issubdtype(array.dtype, np.integer)):
+        shown = array[:3].tolist()
+        raise RewardModelError(f"{source} returned dtype {array.dtype} (first values {shown!r:.120}); {wanted}")
+    with np.errstate(over="ignore"):
+        scores = array.astype(np.float32)
+    scores[~np.isfinite(scores)] = np.nan
+    return scores
+
+
+class ScoreFuture:
+    """Scores on their way. ``result()`` waits; ``seconds`` is what the scoring itself took, waiting excluded."""
+
+    def __init__(self, future: Future):
+        self._future = future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> np.ndarray:
+        """float32 [n], checked. Raises what scoring raised, or TimeoutError after ``timeout`` seconds."""
+        return self._future.result(timeout)[0]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds between start and end of the scoring call; waits for it."""
+        return self._future.result()[1]
+
+
+class AsyncScorer:
+    """Runs a reward model beside the device: submit, dispatch what does not need the scores, then ask for the result.
+
+    One worker thread: calls are scored in the order they were submitted, and a backend needs no locks. A backend that
+    wants several requests in flight (HTTP) splits one call itself. Texts are copied and checked at ``submit``.
+    """
+
+    def __init__(self, model: RewardModel):
+        if not callable(getattr(model, "score", None)):
+            raise ValueError(f"a reward model needs score(questions, answers); {type(model).__name__} has none")
+        self._model = model
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward-model")
+
+    def submit(self, questions: Sequence[str], answers: Sequence[str]) -> ScoreFuture:
+        """Starts scoring n rows and returns at once. Raises ValueError for texts that do not pair up."""
+        questions, answers = checked_texts(questions, answers)
+        source = type(self._model).__name__
+        begun = time.perf_counter()
+        launch = getattr(self._model, "dispatch", None)
+        finish = launch(questions, answers) if launch is not None else None
+
+        def call() -> tuple[np.ndarray, float]:
+            start = begun if finish is not None else time.perf_counter()
+            values = finish() if finish is not None else self._model.score(questions, answers)
+            return checked_scores(values, len(questions), source), time.perf_counter() - start
+
+        return ScoreFuture(self._pool.submit(call))
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Submit and wait: float32 [n]."""
+        return self.submit(questions, answers).result()
+
+    def close(self) -> None:
+        """Drops calls that have not begun, then closes the model and waits for the one that runs."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        close = getattr(self._model, "close", None)
+        if close is not None:
+            close()
+        self._pool.shutdown(wait=True)
+
+    def __enter__(self) -> AsyncScorer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,167 @@
+"""From a config to everything a run needs, with every check that can be made before the first compile."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from alphaalign_jax import hf
+from alphaalign_jax.algorithms.advantages import get_estimator
+from alphaalign_jax.config import Config
+from alphaalign_jax.data.audit import Audit, audit
+from alphaalign_jax.data.prompts import PromptRow, Source
+from alphaalign_jax.data.recipes import mix
+from alphaalign_jax.data.tokenized import PromptSet, build_sets
+from alphaalign_jax.data.warmup import warmup_examples
+from alphaalign_jax.models import ModelSpec, Network, Params
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.rewards import reward_model
+from alphaalign_jax.rewards.oracle import refusal_oracle
+from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
+from alphaalign_jax.rewards.template import render
+from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train.builtin import build_tiny
+
+BUILTIN_TINY = "builtin:tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked and loaded, and has compiled nothing yet."""
+
+    config: Config
+    policy: Policy
+    actor: Network
+    critic: Network | None
+    train_layout: Layout
+    engine: Engine
+    params: Params  # the initial policy, float32, training layout
+    train: PromptSet
+    heldout: PromptSet
+    audit: Audit
+    scorer: AsyncScorer | None
+
+
+def as_source(entry: Any) -> Source:
+    """A config's entry: a path, or a dict of ``Source`` fields."""
+    return Source(path=entry) if isinstance(entry, str) else Source(**dict(entry))
+
+
+def layouts(config: Config) -> tuple[Layout, Layout]:
+    """Training and rollout layout on one mesh."""
+    m = config.mesh
+    mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor)
+    return (
+        Layout(mesh, rule_table(m.train_rules, m.train_overrides)),
+        Layout(mesh, rule_table(m.rollout_rules, m.rollout_overrides)),
+    )
+
+
+def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
+    """Training and held-out rows, audited together."""
+    train = mix([as_source(entry) for entry in config.data.train], config.seed)
+    heldout = [row for entry in config.data.heldout for row in mix([as_source(entry)], config.seed)]
+    return train, heldout, audit(train, heldout)
+
+
+def build_scorer(config: Config) -> AsyncScorer | None:
+    """The reward model, running beside the device. None where it is off or its score is not read."""
+    r = config.reward_model
+    if r.kind == "none" or config.reward.helpfulness == "off":
+        return None
+    options: dict[str, Any] = {"target": r.target}
+    if r.kind == "http":
+        options = {"url": r.target, "token_env": r.token_env or None, "batch_limit": r.batch}
+        options |= {"read_timeout": r.timeout_s, "max_retries": r.retries}
+    elif r.kind == "classifier":
+        m = config.mesh
+        options = {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length, "dtype": r.dtype}
+        options |= {"mesh": {"data": m.data, "fsdp": m.fsdp, "tensor": m.tensor}, "rules": m.train_rules}
+    return AsyncScorer(reward_model.build(r.kind, **options))
+
+
+def warmup_responses(rows: Sequence[PromptRow], config: Config, epoch: int) -> list[str]:
+    """The format warm-up's responses in one epoch: decisions are drawn afresh, so that none can be learned by heart."""
+    is_refusal = lambda text: refusal_oracle(f"<answer>{text}</answer>".encode())
+    examples = warmup_examples(rows, config.seed + 1000 * (epoch + 1), config.warmup.refusal_rate, is_refusal)
+    return [text for _, text in examples]
+
+
+def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path) -> pathlib.Path:
+    """Where the initial policy lies; the built-in one is made first."""
+    if not config.model.path:
+        raise ValueError(f"model.path is empty; give a Hugging Face directory, GGUF file, hub id, package:NAME or {BUILTIN_TINY}")
+    if config.model.path != BUILTIN_TINY:
+        return hf.resolve(config.model.path)
+    target = run_dir / "init"
+    if not (target / "config.json").exists():
+        texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
+        build_tiny(target, texts, config.seed)
+    return target
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads data and model, builds layouts; raises ValueError for anything that cannot work."""
+    train_layout, rollout_layout = layouts(config)
+    rows, heldout_rows, report = read_rows(config)
+    policy = Policy.open(model_path(config, rows, config.run_dir), config.reward.format_mode)
+    d = config.data
+    sets = build_sets(
+        {"train": rows, "heldout": heldout_rows}, policy.tokenizer, render, bucket=d.bucket,
+        max_length={"train": d.max_prompt_tokens}, on_long=d.on_long,
+    )  # fmt: skip
+    actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
+    _check_length(config, policy.spec, sets)
+    critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
+    engine = policy.engine(rollout_layout, config.model.rollout_dtype)
+    rollout_layout.check("rollout.prompts", (config.rollout.prompts,), ("batch",))
+    rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
+    scorer = build_scorer(config)
+    _, params = hf.load(policy.path, network=actor, layout=train_layout)
+    return Prepared(
+        config, policy, actor, critic, train_layout, engine, params, sets["train"], sets["heldout"], report, scorer
+    )
+
+
+def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -> None:
+    slots = max(config.rollout.max_new_tokens, config.eval.max_new_tokens)
+    for name, prompts in sets.items():
+        longest = len(prompts.prefix) + max(map(len, prompts.tails))
+        if longest + slots > spec.max_positions:
+            raise ValueError(
+                f"{name}: the longest prompt has {longest} tokens; with {slots} new ones that is more than the model's "
+                f"max_position_embeddings={spec.max_positions}; lower rollout.max_new_tokens or drop long prompts"
+            )
+
+
+def critic_network(config: Config, policy: ModelSpec) -> Network:
+    """The critic's network: its own body, or the policy's, cut to ``critic.num_layers``."""
+    spec = hf.load_spec(hf.resolve(config.critic.path)) if config.critic.path else policy
+    layers = config.critic.num_layers or spec.num_layers
+    if not 0 < layers <= spec.num_layers:
+        raise ValueError(f"critic.num_layers={config.critic.num_layers}: its body has {spec.num_layers} layers")
+    if spec.vocab_size != policy.vocab_size:
+        raise ValueError(f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}")
+    return Network(dataclasses.replace(spec, num_layers=layers), head="value", dtype=config.model.dtype, remat=config.model.remat)
+
+
+def critic_params(prepared: Prepared, policy_params: Params) -> Params | None:
+    """The critic before its first step: a body with a value head of zeros."""
+    network, layout = prepared.critic, prepared.train_layout
+    if network is None:
+        return None
+    if prepared.config.critic.path:
+        return hf.load(hf.resolve(prepared.config.critic.path), network=network, layout=layout)[1]
+
+    def cut(params):
+        body = {name: value for name, value in params.items() if name != "head"}
+        body["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], body["layers"])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), network.shapes()["head"])
+        return jax.tree.map(jnp.copy, {**body, "head": zeros})
+
+    return jax.jit(cut, out_shardings=layout.tree_shardings(network.axes))(policy_params)

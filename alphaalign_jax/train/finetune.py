@@ -1,0 +1,78 @@
+"""``alphaalign sft``: supervised fine-tuning of a config's model, on given responses or on the format warm-up's."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from alphaalign_jax import hf
+from alphaalign_jax.config import Config
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.models import Network
+from alphaalign_jax.rewards.template import render
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train import assembly
+from alphaalign_jax.train.records import Display, Records
+from alphaalign_jax.train.sft import Supervised
+from alphaalign_jax.types import BENIGN
+
+
+def run(config: Config, *, data: str | None = None, display: Display | None = None) -> pathlib.Path:
+    """Trains for ``warmup.epochs`` and exports; returns the exported directory.
+
+    ``data``: JSONL rows ``{prompt, response}``; None is the format warm-up on ``data.train``.
+    """
+    if not config.warmup.epochs:
+        raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
+    display = display or Display()
+    layout, _ = assembly.layouts(config)
+    if data is None:
+        rows = assembly.read_rows(config)[0]
+        responses = lambda epoch: assembly.warmup_responses(prompts.rows, config, epoch)
+    else:
+        rows, texts = read_pairs(pathlib.Path(data))
+        responses = lambda epoch: texts
+    policy = Policy.open(assembly.model_path(config, rows, config.run_dir), config.reward.format_mode)
+    # Given pairs keep their rows: dropping a prompt here would shift every response after it.
+    limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}
+    prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, **limit)
+    network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
+    trainer = Supervised(config.warmup, network, layout, chunk=config.algorithm.logprob_chunk)
+    _, params = hf.load(policy.path, network=network, layout=layout)
+    records, began = Records(config.run_dir), time.perf_counter()
+    with display.bar("sft", trainer.steps(len(prompts))) as advance:
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            records.metrics("sft", step, metrics)
+            advance(1, loss=f"{metrics['sft/loss']:.3f}")
+
+        params = trainer.train(
+            params, prompts, responses, policy.tokenizer, policy.end_id, bucket=config.rollout.bucket, seed=config.seed,
+            on_step=on_step,
+        )  # fmt: skip
+    records.close()
+    target = config.run_dir / "export"
+    policy.export(params, network, target)
+    display.say(f"{trainer.steps(len(prompts))} steps, {time.perf_counter() - began:.0f} s; exported to {target}")
+    return target
+
+
+def read_pairs(path: pathlib.Path) -> tuple[list[PromptRow], list[str]]:
+    """Prompts and responses of a JSONL file; ValueError with file and line for a row that is not a pair of texts."""
+    rows, texts = [], []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            record: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); expected {{'prompt': ..., 'response': ...}}") from None
+        values = [record.get(key) for key in ("prompt", "response")] if isinstance(record, dict) else [None]
+        if not all(isinstance(value, str) and value.strip() for value in values):
+            raise ValueError(f"{path}:{number}: {line[:80]}: expected a row with texts 'prompt' and 'response'")
+        rows.append(PromptRow(prompt=values[0], label=BENIGN, source=path.name))
+        texts.append(values[1])
+    if not rows:
+        raise ValueError(f"{path}: no rows; expected JSONL rows {{'prompt': ..., 'response': ...}}")
+    return rows, texts

@@ -1,0 +1,115 @@
+"""What the updates minimise, and how a gradient is gathered over micro-batches. Pure functions of networks and arrays."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alphaalign_jax import config
+from alphaalign_jax.algorithms.kl import kl_penalty
+from alphaalign_jax.algorithms.losses import Denominator, entropy_bonus, kl_loss, ppo_policy_loss, value_loss
+from alphaalign_jax.models import Network, Params
+from alphaalign_jax.models.context import response_states
+from alphaalign_jax.models.distribution import Sampling, token_logprobs
+from alphaalign_jax.ops import masked_mean
+from alphaalign_jax.types import Array, Prompts, TrainBatch
+
+Metrics = dict[str, jax.Array]
+
+
+def policy_logprobs(
+    network: Network, params: Params, prompts: Prompts, tokens: Array, sampling: Sampling, *, chunk: int
+) -> tuple[Array, Array]:
+    """Log-probs of ``tokens`` and entropies, float32 [B, G, T], under the distribution that was sampled from."""
+    model = network.bind(params)
+    return token_logprobs(model, response_states(model, prompts, tokens), tokens, sampling, chunk=chunk)
+
+
+def state_values(network: Network, params: Params, prompts: Prompts, tokens: Array) -> Array:
+    """The critic's value of the state before each token, float32 [B, G, T]."""
+    model = network.bind(params)
+    return model.logits(response_states(model, prompts, tokens))[..., 0]
+
+
+def actor_objective(
+    network: Network, params: Params, batch: TrainBatch, total: Denominator, sampling: Sampling, settings: config.Algorithm, horizon: int
+) -> tuple[Array, Metrics]:
+    """PPO's policy loss with optional entropy and KL terms; this part's share of the mini-batch's (``total``)."""
+    logp, entropy = policy_logprobs(network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk)
+    reduce = dict(denominator=total, mode=settings.aggregation, horizon=horizon)
+    loss, metrics = ppo_policy_loss(
+        logp,
+        batch.old_logprob,
+        batch.advantage,
+        batch.sampled,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        dual_clip=settings.dual_clip,
+        **reduce,
+    )
+    metrics = {f"actor/{name}": value for name, value in metrics.items()} | {"actor/pg_loss": loss}
+    metrics["actor/entropy"] = masked_mean(entropy, batch.sampled, denominator=total.tokens)
+    if settings.entropy_coef:
+        loss = loss + entropy_bonus(entropy, batch.sampled, coef=settings.entropy_coef, **reduce)
+    if settings.reference:
+        kl = masked_mean(kl_penalty(logp, batch.ref_logprob, kind="k3"), batch.sampled, denominator=total.tokens)
+        metrics["actor/kl"] = kl
+    if settings.kl_loss:
+        loss = loss + kl_loss(logp, batch.ref_logprob, batch.sampled, kind=settings.kl_kind, coef=settings.kl_loss, **reduce)
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def critic_objective(
+    network: Network, params: Params, batch: TrainBatch, total: Denominator, settings: config.Critic
+) -> tuple[Array, Metrics]:
+    """Clipped value loss; this part's share of the mini-batch's."""
+    value = state_values(network, params, batch.prompts, batch.tokens)
+    loss, metrics = value_loss(value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip, denominator=total)
+    return loss, {f"critic/{name}": value for name, value in metrics.items()} | {"critic/vf_loss": jax.lax.stop_gradient(loss)}
+
+
+def take(batch: Any, index: Array) -> Any:
+    """Rows ``index`` of a batch. Every leaf is batch-led but the shared template prefix, which stays."""
+    return _with_prefix(jax.tree.map(lambda x: x[index], _batch_led(batch)), batch)
+
+
+def _batch_led(batch: Any) -> Any:
+    """The batch with an empty batch-led stand-in for its prefix, so that all leaves can be cut alike."""
+    size = batch.sampled.shape[0]
+    return batch.replace(prompts=batch.prompts.replace(prefix=jnp.zeros((size, 0), jnp.int32)))
+
+
+def _with_prefix(rows: Any, batch: Any) -> Any:
+    return rows.replace(prompts=rows.prompts.replace(prefix=batch.prompts.prefix))
+
+
+def accumulate(objective: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, batch: Any, micro: int) -> tuple[Params, Metrics]:
+    """Gradient and metrics of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
+
+    The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m, m + M,
+    m + 2M, ...: a strided cut, so that each one is spread over all devices as the batch is.
+    """
+    size = batch.sampled.shape[0]
+    micro = micro or size
+    gradient = jax.grad(objective, has_aux=True)
+    if micro == size:
+        return gradient(params, batch)
+    parts = size // micro
+    strided = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, parts, *x.shape[1:]), 0, 1), _batch_led(batch))
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, gradient(params, _with_prefix(rows, batch))), None
+
+    first = jax.tree.map(lambda x: x[0], strided)
+    shapes = jax.eval_shape(gradient, params, _with_prefix(first, batch))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, strided)[0]
+
+
+def apply_gradient(tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params) -> tuple[Params, Any, Array]:
+    """One optimizer step; also the gradient's global norm before clipping."""
+    updates, opt_state = tx.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, optax.global_norm(gradient)

@@ -1,0 +1,97 @@
+"""What a run writes down: metrics as JSONL and TensorBoard, sampled responses, and what a person sees meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import time
+from typing import Any, Iterator, Mapping
+
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+
+class Records:
+    """Append-only files of one run folder. ``resume_step`` drops what a lost stretch after the checkpoint had written."""
+
+    def __init__(self, directory: pathlib.Path, *, resume_step: int | None = None):
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._files = {}
+        for name in ("metrics", "samples"):
+            path = self.directory / f"{name}.jsonl"
+            kept = _before(path, resume_step) if resume_step is not None else []
+            path.write_text("".join(kept))
+            self._files[name] = path.open("a")
+        self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=resume_step)
+
+    def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
+        self._line("metrics", {"phase": phase, "step": step, **values})
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        self._line("samples", record)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        (self.directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+
+    def _line(self, name: str, record: Mapping[str, Any]) -> None:
+        self._files[name].write(json.dumps(record) + "\n")
+        self._files[name].flush()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._tensorboard.close()
+
+
+def _before(path: pathlib.Path, step: int) -> list[str]:
+    """Lines of what came before the first step, and of steps below ``step``."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    keep = lambda record: record["phase"] in ("warmup", "before") or record["step"] < step
+    return [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
+
+
+class Display:
+    """A progress bar with live figures on a terminal; one line every few seconds where output goes to a file."""
+
+    LINE_SECONDS = 10.0
+
+    def __init__(self, console: rich.console.Console | None = None):
+        self.console = console or rich.console.Console()
+
+    def say(self, text: Any) -> None:
+        self.console.print(text)
+
+    @contextlib.contextmanager
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
+        """Yields ``advance(n, **figures)``."""
+        began, last = time.perf_counter(), 0.0
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+        )
+        live = self.console.is_terminal
+        with rich.progress.Progress(*columns, console=self.console, disable=not live) as progress:
+            task = progress.add_task(name, total=total, completed=done, figures="")
+
+            def advance(n: int = 1, **figures: str) -> None:
+                nonlocal done, last
+                done += n
+                text = "  ".join(f"{key} {value}" for key, value in figures.items())
+                progress.update(task, advance=n, figures=text)
+                now = time.perf_counter()
+                if not live and (now - last > self.LINE_SECONDS or done >= total):
+                    last = now
+                    print(f"{name} {done}/{total}  {now - began:.0f} s  {text}", flush=True)
+
+            yield advance

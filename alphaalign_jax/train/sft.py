@@ -1,0 +1,105 @@
+"""Supervised fine-tuning: the format warm-up, and the trainer for supervised baselines.
+
+The warm-up teaches a model too small to follow the template how an answer looks, never when to refuse: refusals come at one
+rate for harmful and benign prompts, and the draw is made afresh every epoch so that none can be learned by heart.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Callable, Sequence
+
+import jax
+import numpy as np
+
+from alphaalign_jax import config
+from alphaalign_jax.algorithms.losses import Denominator
+from alphaalign_jax.data.order import PromptOrder
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.models import Network, Params
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.ops import masked_mean
+from alphaalign_jax.parallel import Layout
+from alphaalign_jax.rollout.engine import compiled, place
+from alphaalign_jax.train import objectives, optimizer
+from alphaalign_jax.types import Examples
+
+Responses = Callable[[int], Sequence[str]]  # epoch -> one response text a row of the prompt set
+
+
+class Supervised:
+    """Maximum-likelihood training of responses given prompts."""
+
+    def __init__(self, settings: config.Warmup, network: Network, layout: Layout, *, chunk: int):
+        self.settings, self.network, self.layout, self.chunk = settings, network, layout, chunk
+        self.tx = optimizer.build(settings.optimizer)
+        layout.check("warmup micro-batch", (settings.micro_batch or settings.batch,), ("batch",))
+        self.update = compiled(self._update, layout, donate_argnums=0)
+
+    def _update(self, weights: tuple[Params, Any], batch: Examples, sampling: Sampling):
+        total = Denominator.of(batch.sampled)
+
+        def objective(params, part):
+            logp, _ = objectives.policy_logprobs(self.network, params, part.prompts, part.tokens, sampling, chunk=self.chunk)
+            loss = masked_mean(-logp, part.sampled, denominator=total.tokens)
+            return loss, {"sft/loss": jax.lax.stop_gradient(loss)}
+
+        params, opt_state = weights
+        gradient, metrics = objectives.accumulate(objective, params, batch, self.settings.micro_batch)
+        params, opt_state, norm = objectives.apply_gradient(self.tx, params, opt_state, gradient)
+        return (params, opt_state), metrics | {"sft/grad_norm": norm, "sft/tokens": total.tokens}
+
+    def steps(self, rows: int) -> int:
+        return math.ceil(self.settings.epochs * rows / self.settings.batch)
+
+    def train(
+        self,
+        params: Params,
+        prompts: PromptSet,
+        responses: Responses,
+        tokenizer: Any,
+        stop_id: int,
+        *,
+        bucket: int,
+        seed: int,
+        on_step: Callable[[int, dict[str, float]], None],
+    ) -> Params:
+        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
+        shardings = optimizer.state_shardings(
+            self.tx, self.network.shapes(), self.layout.tree_shardings(self.network.axes), self.layout
+        )
+        weights = (params, jax.jit(self.tx.init, out_shardings=shardings)(params))
+        order = PromptOrder(len(prompts), self.settings.batch, seed)
+        encoded: dict[int, list[list[int]]] = {}
+        sampling = Sampling.create()  # temperature 1: plain log-likelihood
+        for step in range(self.steps(len(prompts))):
+            began = time.perf_counter()
+            epoch = step * self.settings.batch // len(prompts)
+            if epoch not in encoded:
+                encoded = {epoch: encode_responses(responses(epoch), tokenizer, stop_id)}
+            index = order.indices(step)
+            batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, bucket, self.layout)
+            weights, metrics = self.update(weights, batch, sampling)
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
+        return weights[0]
+
+
+def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list[list[int]]:
+    """Token ids of each response, stop token included: without it a policy never learns to end."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] + [stop_id] for text in texts]
+
+
+def supervised_batch(prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, bucket: int, layout: Layout) -> Examples:
+    """Right-padded examples on the mesh; response slots are a multiple of ``bucket``."""
+    longest = max(len(ids) for ids in responses)
+    slots = -(-longest // bucket) * bucket
+    tokens = np.zeros((len(responses), 1, slots), np.int32)
+    sampled = np.zeros(tokens.shape, bool)
+    for row, ids in enumerate(responses):
+        tokens[row, 0, : len(ids)] = ids
+        sampled[row, 0, : len(ids)] = True
+    put = lambda x: jax.device_put(x, layout.sharding("batch", None, None))
+    return Examples(place(prompts.batch(index), layout), put(tokens), put(sampled))
+

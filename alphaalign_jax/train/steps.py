@@ -1,0 +1,196 @@
+"""The compiled steps of a run. Each is one jitted function of arrays; the loop calls them in order and reads top to bottom.
+
+Settings, networks and layouts are fixed when ``Steps`` is made; sampling settings and keys are traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alphaalign_jax.algorithms.advantages import bootstrap_value, estimate_advantages, get_estimator, token_rewards, trained_slots
+from alphaalign_jax.algorithms.kl import kl_penalty, update_kl_coef
+from alphaalign_jax.algorithms.losses import Denominator
+from alphaalign_jax.config import Config
+from alphaalign_jax.models import Network, Params
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.ops import explained_variance, masked_mean
+from alphaalign_jax.parallel import Layout
+from alphaalign_jax.rewards.helpfulness import helpfulness_reward
+from alphaalign_jax.rewards.safety import safety_reward
+from alphaalign_jax.rewards.verifiers import Verdict
+from alphaalign_jax.rollout.engine import compiled
+from alphaalign_jax.train import objectives, optimizer
+from alphaalign_jax.train.objectives import Metrics
+from alphaalign_jax.types import BENIGN, Array, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
+
+
+class Steps:
+    """Everything that runs on the mesh in a training step."""
+
+    def __init__(self, config: Config, actor: Network, critic: Network | None, layout: Layout):
+        if get_estimator(config.algorithm.advantage).critic != (critic is not None):
+            raise ValueError(f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together")
+        self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
+        self.actor_tx = optimizer.build(config.optimizer)
+        self.critic_tx = optimizer.build(config.critic.optimizer)
+        self._check()
+        self.score = compiled(self._score, layout)
+        self.assemble = compiled(self._assemble, layout)
+        self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
+        self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
+
+    def _check(self) -> None:
+        """Everything divides over the mesh; raises ValueError with the numbers."""
+        settings = self.config
+        for name, network in (("actor", self.actor), ("critic", self.critic)):
+            if network is not None:
+                self.layout.tree_shardings(network.axes, network.shapes(), f"training layout, {name}")
+        self.layout.check("rollout.prompts", (settings.rollout.prompts,), ("batch",))
+        minibatch = settings.rollout.prompts // settings.algorithm.minibatches
+        self.layout.check("prompts of a micro-batch", (settings.algorithm.micro_batch or minibatch,), ("batch",))
+
+    def init_state(self, actor: Params, critic: Params | None) -> TrainState:
+        """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
+        reference = jax.tree.map(jnp.copy, actor) if self.config.algorithm.reference else None
+        return TrainState(
+            step=jnp.int32(0),
+            actor=actor,
+            actor_opt=self._init_optimizer(self.actor_tx, self.actor, actor),
+            critic=critic,
+            critic_opt=None if critic is None else self._init_optimizer(self.critic_tx, self.critic, critic),
+            reference=reference,
+            kl_coef=jnp.float32(self.config.algorithm.kl_in_reward),
+        )
+
+    def _init_optimizer(self, tx, network: Network, params: Params):
+        shardings = optimizer.state_shardings(tx, network.shapes(), self.layout.tree_shardings(network.axes), self.layout)
+        return jax.jit(tx.init, out_shardings=shardings)(params)
+
+    # Scoring -----------------------------------------------------------------------------------------------------------
+
+    def _score(self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling) -> dict[str, Array]:
+        """Old log-probs, the reference's, and values: all that is fixed before the update. float32 [B, G, T] each."""
+        chunk = self.config.algorithm.logprob_chunk
+        zeros = jnp.zeros(tokens.shape, jnp.float32)
+        logprobs = lambda params: objectives.policy_logprobs(self.actor, params, prompts, tokens, sampling, chunk=chunk)
+        old, entropy = logprobs(state.actor)
+        reference = logprobs(state.reference)[0] if state.reference is not None else zeros
+        value = objectives.state_values(self.critic, state.critic, prompts, tokens) if self.critic is not None else zeros
+        keep = lambda x: jnp.where(sampled, x, 0.0)
+        return {"old_logprob": keep(old), "ref_logprob": keep(reference), "value": keep(value), "entropy": keep(entropy)}
+
+    def _assemble(
+        self, state: TrainState, prompts: Prompts, rollout: Rollout, verdict: Verdict, helpfulness: Array, scored: dict[str, Array]
+    ) -> tuple[TrainBatch, Scores, Metrics, Array]:
+        """Rewards, advantages and targets; metrics; the KL controller's next coefficient. ``helpfulness`` float32 [B, G]."""
+        settings = self.config.algorithm
+        scores, counts = self.rewards(prompts.label, verdict, helpfulness)
+        truncated = rollout.finish == Finish.LENGTH
+        slots = trained_slots(rollout.sampled, reward=scores.reward, truncated=truncated, truncation=settings.truncated)
+        kl = kl_penalty(scored["old_logprob"], scored["ref_logprob"], kind="k1") if settings.kl_in_reward else None
+        reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # such rows have no slots left
+        rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=state.kl_coef)
+        critic = {}
+        if self.critic is not None:
+            critic["values"] = scored["value"]
+            if settings.truncated == "bootstrap":
+                critic["bootstrap"] = bootstrap_value(scored["value"], slots, truncated)
+        discounts = {"gamma": settings.gamma, "lam": settings.lam}
+        estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts)
+        batch = TrainBatch(
+            prompts=prompts,
+            tokens=rollout.tokens,
+            sampled=slots,
+            old_logprob=scored["old_logprob"],
+            ref_logprob=scored["ref_logprob"],
+            old_value=scored["value"],
+            advantage=estimate.advantage,
+            target=estimate.target,
+        )
+        metrics = counts | self._batch_metrics(batch, rollout, scores, truncated)
+        metrics["reward/unrewarded"] = jnp.sum(unrewarded)
+        coef = state.kl_coef
+        if settings.kl_in_reward:
+            adaptive = dict(target=settings.kl_target, horizon=settings.kl_horizon, n_steps=reward.size)
+            coef = update_kl_coef(coef, masked_mean(kl, slots), controller=settings.kl_controller, **adaptive)
+            metrics["actor/kl_coef"] = coef
+        return batch, scores, metrics, coef
+
+    def rewards(self, label: Array, verdict: Verdict, helpfulness: Array) -> tuple[Scores, Metrics]:
+        """R_s, R_h and their sum, with counts. A benign answer that the reward model failed on has reward NaN."""
+        settings = self.config.reward
+        safety = safety_reward(verdict.format, verdict.refusal, label, r_f=settings.r_f, r_a=settings.r_a)
+        helpful, counts = helpfulness_reward(
+            helpfulness, verdict.refusal, verdict.answered, label, mode=settings.helpfulness,
+            std_floor=settings.std_floor, relative_std_floor=settings.relative_std_floor,
+        )
+        failed = jnp.zeros_like(verdict.answered)
+        if settings.helpfulness != "off":
+            failed = (label == BENIGN)[:, None] & verdict.answered & ~jnp.isfinite(helpfulness)
+        scores = Scores(
+            format=verdict.format,
+            refusal=verdict.refusal,
+            answered=verdict.answered,
+            helpfulness=helpfulness,
+            safety_reward=safety,
+            helpfulness_reward=helpful,
+            reward=jnp.where(failed, jnp.nan, safety + helpful),
+        )
+        return scores, {
+            "reward/scored": counts.scored,
+            "reward/unscorable": counts.unscorable,
+            "reward/flat_groups": counts.flat_groups,
+        }
+
+    def _batch_metrics(self, batch: TrainBatch, rollout: Rollout, scores: Scores, truncated: Array) -> Metrics:
+        harmful = jnp.broadcast_to(batch.prompts.label[:, None] != BENIGN, scores.refusal.shape)
+        known = ~jnp.isnan(scores.reward)
+        gap = jnp.abs(batch.old_logprob - rollout.logprob)
+        length = rollout.length.astype(jnp.float32)
+        groups = jnp.nanmax(scores.reward, axis=1) - jnp.nanmin(scores.reward, axis=1)
+        return {
+            "critic/score/mean": masked_mean(scores.reward, known),
+            "critic/advantages/max": jnp.max(batch.advantage),
+            "critic/advantages/min": jnp.min(batch.advantage),
+            "critic/returns/mean": masked_mean(batch.target, batch.sampled),
+            "critic/values/mean": masked_mean(batch.old_value, batch.sampled),
+            "critic/vf_explained_var": explained_variance(batch.old_value, batch.target, batch.sampled),
+            "reward/safety/mean": jnp.mean(scores.safety_reward),
+            "reward/helpfulness/mean": masked_mean(scores.helpfulness_reward, ~harmful),
+            "reward/spread": jnp.mean(jnp.nan_to_num(groups)),
+            "safety/refusal_rate_harmful": masked_mean(scores.refusal, harmful),
+            "safety/refusal_rate_benign": masked_mean(scores.refusal, ~harmful),
+            "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),
+            "response_length/mean": jnp.mean(length),
+            "response_length/max": jnp.max(length),
+            "response_length/clip_ratio": jnp.mean(truncated.astype(jnp.float32)),
+            "prompt_length/mean": jnp.mean(batch.prompts.length.astype(jnp.float32)) + batch.prompts.prefix.shape[0],
+            "rollout/logprob_gap/mean": masked_mean(gap, rollout.sampled),
+            "rollout/logprob_gap/max": jnp.max(jnp.where(rollout.sampled, gap, 0.0)),
+        }
+
+    # Updates -----------------------------------------------------------------------------------------------------------
+
+    def _update_actor(self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling) -> tuple[tuple, Metrics]:
+        """One optimizer step of (weights, optimizer state) on rows ``index`` of the batch."""
+        rows = objectives.take(batch, index)
+        total = Denominator.of(rows.sampled)
+        settings, horizon = self.config.algorithm, self.config.rollout.max_new_tokens
+        objective = lambda params, part: objectives.actor_objective(self.actor, params, part, total, sampling, settings, horizon)
+        return self._update(self.actor_tx, actor, objective, rows, "actor")
+
+    def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
+        rows = objectives.take(batch, index)
+        total = Denominator.of(rows.sampled)
+        objective = lambda params, part: objectives.critic_objective(self.critic, params, part, total, self.config.critic)
+        return self._update(self.critic_tx, critic, objective, rows, "critic")
+
+    def _update(self, tx, weights_and_state, objective, rows, name: str):
+        params, opt_state = weights_and_state
+        gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
+        params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
+        return (params, opt_state), metrics | {f"{name}/grad_norm": norm}
+

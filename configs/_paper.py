@@ -1,0 +1,40 @@
+"""What the paper's three runs share (arXiv 2507.14987, section 4 and its verl settings). Not a config itself."""
+
+import dataclasses
+
+from alphaalign_jax.config import defaults
+from alphaalign_jax.data.recipes import PAPER
+
+
+def paper_config(name, hub, arg):
+    if arg not in ("", "zero"):
+        raise ValueError(f"configs/{name}.py:{arg}: expected no argument, or zero")
+    config = defaults()
+    config.name = name if not arg else f"{name}-zero"
+    config.steps = 200
+    config.model.path = hub
+    config.model.dtype = config.model.rollout_dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.train = tuple(dataclasses.asdict(source) for source in PAPER)
+    config.data.heldout = ("heldout.jsonl",)
+    config.data.max_prompt_tokens = 1024
+    config.data.on_long = "drop"
+    config.data.bucket = 128
+
+    config.rollout.prompts = 16
+    config.rollout.group = 8
+    config.rollout.max_new_tokens = 2048
+    config.rollout.bucket = 256
+
+    config.reward.helpfulness = "off" if arg else "normalised"
+    config.reward_model.kind = "none" if arg else "classifier"
+    config.reward_model.target = "" if arg else "sfairXC/FsfairX-LLaMA3-RM-v0.1"
+    config.reward_model.dtype = "bfloat16"
+
+    config.optimizer.learning_rate = 1e-6
+    config.critic.optimizer.learning_rate = 1e-5
+    config.algorithm.epochs = 2
+    config.eval.every = 20
+    config.eval.limit = 64
+    config.checkpoint.every = 20
+    return config

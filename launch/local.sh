@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs into .venv and aligns the built-in tiny model: a few minutes on 2 CPU cores, nothing downloaded but packages.
+# Arguments go to the run: bash launch/local.sh --config.steps=20
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+install
+if [ -d runs/tiny ] && [ "$#" -eq 0 ]; then
+  kept="runs/tiny.$(date +%Y%m%d-%H%M%S)"
+  mv runs/tiny "$kept"
+  echo "the earlier run is kept as $kept"
+fi
+exec "$VENV/bin/alphaalign" train --config=configs/tiny.py "$@"

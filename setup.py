@@ -1,0 +1,34 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="alphaalign_jax",
+    version="0.1.0",
+    description="AlphaAlign (arXiv 2507.14987) in JAX: safety alignment of language models by reinforcement learning",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["alphaalign_jax", "alphaalign_jax.*"]),
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11",
+        "transformers>=5.0,<6",
+        "tokenizers",
+        "datasets>=3.0",
+        "ml-collections>=1.0",
+        "ml-dtypes",
+        "safetensors>=0.5",
+        "numpy>=2.0",
+        "jinja2>=3.1",  # chat templates
+        "rich>=13",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "gguf": ["gguf>=0.10"],
+        # torch is the reference that float32 logits are compared with; training never imports it.
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "gguf>=0.10", "torch>=2.6"],
+    },
+    entry_points={"console_scripts": ["alphaalign = alphaalign_jax.cli:main"]},
+)

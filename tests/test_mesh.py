@@ -1,0 +1,150 @@
+"""Every mesh gives the same answer, and a mesh that cannot work says so before anything is compiled."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphaalign_jax import config as config_lib
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import Layout, build_mesh, constrain, rule_table
+from alphaalign_jax.rewards.verifiers import Verifiers
+from alphaalign_jax.rollout.engine import Engine, place
+from alphaalign_jax.train.steps import Steps
+from alphaalign_jax.types import Prompts
+
+VOCAB = 64
+SPEC = ModelSpec("qwen3", VOCAB, 32, 64, 2, 8, 2, 8, 1e-6, 1e4, None, 256, False, False, False, True, False)
+STOP = 5
+B, G, T = 16, 2, 8
+MESHES = {"fsdp 8": dict(fsdp=8), "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2)}
+
+
+def settings():
+    c = config_lib.defaults()
+    c.model.path = "none"
+    c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
+    c.reward.helpfulness = "off"
+    c.algorithm.minibatches, c.algorithm.micro_batch = 1, 8
+    c.algorithm.kl_loss, c.algorithm.entropy_coef, c.algorithm.kl_in_reward = 0.1, 0.01, 0.05
+    # Large steps: a gradient that one mesh loses must show in the weights. The large eps keeps Adam's first step from being
+    # the gradient's bare sign, where a rounding error of a near-zero gradient would count in full.
+    c.optimizer.learning_rate = c.critic.optimizer.learning_rate = 1e-2
+    c.optimizer.eps = c.critic.optimizer.eps = 1e-3
+    return config_lib.resolve(c)
+
+
+def layout(rules, devices=None, **sizes):
+    return Layout(build_mesh(**sizes, devices=devices), rule_table(rules))
+
+
+@functools.cache
+def one_step(name):
+    """Tokens, metrics and weights after a whole PPO step on a mesh."""
+    sizes = dict(MESHES.get(name, dict(fsdp=1)))
+    devices = jax.devices() if name in MESHES else jax.devices()[:1]
+    train, rollout_layout = layout("fsdp_tensor", devices, **sizes), layout("tensor", devices, **sizes)
+    c = settings()
+    actor, critic = Network(SPEC, remat="full"), Network(SPEC, head="value", remat="full")
+    steps = Steps(c, actor, critic, train)
+    table = [bytes([i + 40]) for i in range(VOCAB)]
+    engine = Engine(actor, rollout_layout, Verifiers.build(table, [STOP]), (STOP,))
+    init = lambda network: jax.tree.map(lambda x: 4 * x, network.init(jax.random.key(0)))
+    put = lambda network: jax.device_put(init(network), train.tree_shardings(network.axes))
+    state = steps.init_state(put(actor), put(critic))
+    rng = np.random.default_rng(0)
+    prompts = Prompts(
+        prefix=rng.integers(0, VOCAB, 5).astype(np.int32),
+        tokens=rng.integers(0, VOCAB, (B, 6)).astype(np.int32),
+        length=rng.integers(1, 7, B).astype(np.int32),
+        label=rng.integers(0, 2, B).astype(np.int32),
+        row=np.arange(B, dtype=np.int32),
+    )
+    sampling = Sampling.create()
+    rollout = engine.rollout(engine.prepare(state.actor), prompts, jax.random.key(1), sampling, group=G, slots=T)
+    verdict = engine.judge(rollout)
+    # Random verdicts: made-up tokens never pass the verifiers, and equal rewards would train nothing.
+    flip = jnp.asarray(rng.integers(0, 2, (B, G)).astype(bool))
+    verdict = verdict.replace(format=flip, refusal=~flip)
+    placed = place(prompts, train)
+    scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling)
+    unknown = np.full((B, G), np.nan, np.float32)
+    batch, scores, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
+    index = jnp.arange(B, dtype=jnp.int32)
+    (value_weights, _), critic_metrics = steps.update_critic((state.critic, state.critic_opt), batch, index)
+    (weights, _), actor_metrics = steps.update_actor((state.actor, state.actor_opt), batch, index, sampling)
+    host = jax.device_get(dict(tokens=rollout.tokens, weights=weights, critic=value_weights))
+    return host, jax.device_get(metrics | critic_metrics | actor_metrics), jax.tree.leaves(weights)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_step_is_the_same_on_every_mesh(name):
+    """Sharding must not change samples, losses or weights: a mean of means, or noise that depends on the mesh, would."""
+    alone, metrics_alone, _ = one_step("one device")
+    many, metrics, _ = one_step(name)
+    assert np.array_equal(alone["tokens"], many["tokens"])
+    for key, value in metrics_alone.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=2e-4, atol=2e-5, err_msg=key)
+    for part in ("weights", "critic"):
+        for a, b in zip(jax.tree.leaves(alone[part]), jax.tree.leaves(many[part]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_weights_really_are_cut(name):
+    """Sharding that is a no-op on CPU would pass every comparison: large weights must lie in 8 pieces."""
+    leaves = one_step(name)[2]
+    largest = max(leaves, key=lambda x: x.size)
+    pieces = {shard.index for shard in largest.addressable_shards}
+    cut = np.prod([size for axis, size in MESHES[name].items() if axis != "data"])
+    assert len({str(piece) for piece in pieces}) == cut
+
+
+def test_the_step_learns():
+    """What is compared above is not a step that did nothing."""
+    _, metrics, _ = one_step("one device")
+    assert metrics["actor/grad_norm"] > 1e-3 and metrics["critic/grad_norm"] > 1e-3
+    assert metrics["rollout/logprob_gap/max"] < 1e-4
+
+
+def test_a_mesh_that_does_not_fit_says_so():
+    for sizes, words in (
+        (dict(data=3, fsdp=1), "takes 3 devices, but there are 8"),
+        (dict(data=-1, fsdp=-1), "at most one may be -1"),
+        (dict(data=-1, fsdp=1, tensor=3), "8 devices do not divide by 3"),
+        (dict(fsdp=0), "sizes are positive"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build_mesh(**sizes)
+
+
+def test_axes_that_do_not_divide_are_refused_before_compiling():
+    """Silently replicated, a batch or a weight would cost memory that nobody planned."""
+    eight = layout("fsdp_tensor", tensor=8, fsdp=1)
+    with pytest.raises(ValueError, match="'kv_heads' of size 2 does not divide over mesh axes {'tensor': 8}"):
+        Steps(settings(), Network(SPEC), Network(SPEC, head="value"), eight)
+    c = settings()
+    c = dataclasses.replace(c, rollout=dataclasses.replace(c.rollout, prompts=12), algorithm=dataclasses.replace(c.algorithm, micro_batch=0))
+    with pytest.raises(ValueError, match="rollout.prompts.*size 12 does not divide"):
+        Steps(c, Network(SPEC), Network(SPEC, head="value"), layout("fsdp_tensor", fsdp=8))
+
+
+def test_rule_tables_reject_collisions_and_strangers():
+    collide = Layout(build_mesh(fsdp=8), rule_table("fsdp_tensor", [("mlp", "fsdp")]))
+    with pytest.raises(ValueError, match="'embed' and 'mlp' are both laid over mesh axis 'fsdp'"):
+        collide.spec(("embed", "mlp"))
+    with pytest.raises(ValueError, match="not a logical axis"):
+        rule_table("tensor", [("mpl", "fsdp")])
+    with pytest.raises(ValueError, match="no axis 'expert'"):
+        Layout(build_mesh(fsdp=8), rule_table("tensor", [("mlp", "expert")]))
+    with pytest.raises(ValueError, match="known: fsdp_tensor, tensor"):
+        rule_table("zero3")
+
+
+def test_constrain_outside_a_layout_is_the_identity():
+    x = jnp.ones((2, 3))
+    assert constrain(x, "batch", "embed") is x

@@ -1,0 +1,156 @@
+"""The sampler against the trainer's forward, and its promises about stopping, forcing and keys."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.models.context import response_states
+from alphaalign_jax.models.distribution import Sampling, log_distribution, token_logprobs
+from alphaalign_jax.rollout.sampler import sample
+from alphaalign_jax.types import Finish, Prompts
+
+V, GROUP, SLOTS, STOPS = 61, 3, 12, (5, 6)
+SPEC = ModelSpec("qwen2", V, 32, 48, 2, 4, 2, 8, 1e-6, 1e4, None, 256, True, False, False, False, True)
+NETWORK = Network(SPEC, remat="none")
+
+
+@functools.cache
+def params():
+    # Scaled up, so that the distribution is far from uniform and a wrong mask or position shows.
+    return jax.tree.map(lambda x: 6 * x, NETWORK.init(jax.random.key(0)))
+
+
+def prompts(rows=4):
+    rng = np.random.default_rng(1)
+    return Prompts(
+        prefix=rng.integers(0, V, 7).astype(np.int32),
+        tokens=rng.integers(0, V, (4, 6)).astype(np.int32)[:rows],
+        length=np.array([6, 3, 1, 4], np.int32)[:rows],
+        label=np.zeros(4, np.int32)[:rows],
+        row=np.array([10, 11, 12, 13], np.int32)[:rows],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("group", "slots"))
+def draw(params, prompts, key, sampling, forced=None, *, group=GROUP, slots=SLOTS):
+    return sample(NETWORK.bind(params), prompts, key, sampling, group=group, slots=slots, stop_ids=STOPS, forced=forced)
+
+
+@jax.jit
+def rescored(params, prompts, tokens, sampling):
+    model = NETWORK.bind(params)
+    return token_logprobs(model, response_states(model, prompts, tokens), tokens, sampling, chunk=5)
+
+
+SETTINGS = {
+    "plain": Sampling.create(),
+    "tempered": Sampling.create(0.6),
+    "top_k": Sampling.create(0.9, top_k=5),
+    "top_p": Sampling.create(1.3, top_p=0.7),
+    "both": Sampling.create(0.8, top_k=9, top_p=0.8),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_trainer_recomputes_the_samplers_logprobs(name):
+    """Decode against teacher forcing: a cache slot, position or mask off by one, or a top-k sample scored against the full
+    softmax, shows as a gap."""
+    sampling = SETTINGS[name]
+    rollout = draw(params(), prompts(), jax.random.key(2), sampling)
+    logprob, _ = rescored(params(), prompts(), rollout.tokens, sampling)
+    gap = np.where(rollout.sampled, np.asarray(logprob) - rollout.logprob, 0)
+    assert np.abs(gap).max() < 1e-4  # log-probs reach -30 here
+    assert np.asarray(rollout.logprob)[np.asarray(rollout.sampled)].min() > -50
+
+
+def test_greedy_decode_is_the_argmax_of_the_plain_forward():
+    """Decoding one token at a time with a cache gives what a full forward over the whole sequence gives."""
+    p = prompts()
+    rollout = draw(params(), p, jax.random.key(0), Sampling.create(0.0), group=1)
+    forward = jax.jit(lambda w, t: NETWORK.bind(w)(t))
+    for b in range(4):
+        whole = np.concatenate([p.prefix, p.tokens[b, : p.length[b]], np.asarray(rollout.tokens[b, 0])])[None]
+        start = len(p.prefix) + p.length[b]
+        wanted = np.asarray(forward(params(), whole))[0, start - 1 : -1].argmax(-1)
+        n = int(rollout.length[b, 0])
+        assert np.array_equal(wanted[:n], np.asarray(rollout.tokens[b, 0, :n]))
+
+
+def test_frequencies_follow_the_recorded_distribution():
+    """A sampler that draws from another distribution than the one it records passes every other test here."""
+    p = prompts(1)
+    sampling = SETTINGS["both"]
+    rollout = draw(params(), p, jax.random.key(3), sampling, group=4000, slots=1)
+    model = NETWORK.bind(params())
+    state = response_states(model, p, jnp.zeros((1, 1, 1), jnp.int32))
+    expected = np.exp(np.asarray(log_distribution(model.logits(state), sampling))[0, 0, 0])
+    counts = np.bincount(np.asarray(rollout.tokens).ravel(), minlength=V)
+    assert counts[expected < 1e-6].sum() == 0
+    assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    """Keys fold in the row's number: row 12 draws the same alone, in another place, or in another batch."""
+    everything = draw(params(), prompts(), jax.random.key(4), Sampling.create())
+    p = prompts()
+    alone = jax.tree.map(lambda x: x[2:3], p.replace(prefix=np.zeros((4, 7), np.int32))).replace(prefix=p.prefix)
+    single = draw(params(), alone, jax.random.key(4), Sampling.create())
+    assert np.array_equal(everything.tokens[2], single.tokens[0])
+    assert not np.array_equal(everything.tokens[2, 0], everything.tokens[2, 1]), "rollouts of one prompt share a key"
+    other = draw(params(), prompts(), jax.random.key(5), Sampling.create())
+    assert not np.array_equal(everything.tokens, other.tokens), "the step's key is not used"
+
+
+def test_stop_token_ends_and_belongs_to_the_response():
+    """A stop id that is stripped is never trained; one that stops nothing runs to the end; padding is never sampled."""
+    rollout = jax.device_get(draw(params(), prompts(), jax.random.key(6), Sampling.create(2.0), group=64))
+    stopped = rollout.finish == Finish.STOP
+    assert 0.1 < stopped.mean() < 0.9, "the test needs both kinds"
+    slot = np.arange(SLOTS)
+    assert np.array_equal(rollout.sampled, slot < rollout.length[..., None])
+    is_stop = np.isin(rollout.tokens, STOPS) & rollout.sampled
+    last = slot == rollout.length[..., None] - 1
+    assert np.array_equal(is_stop.any(-1), stopped)
+    assert not (is_stop & ~last).any()
+    assert (rollout.length[~stopped] == SLOTS).all()
+    assert (rollout.tokens[~rollout.sampled] == 0).all() and (rollout.logprob[~rollout.sampled] == 0).all()
+    assert set(rollout.tokens[is_stop]) == set(STOPS), "each of two stop ids must stop"
+
+
+def test_forced_prefix_is_not_trained_and_does_not_stop():
+    """A prefilling attack's text is the attacker's: no log-prob, no gradient, and a stop id in it ends nothing."""
+    forced = jnp.array([9, STOPS[0], 8], jnp.int32)
+    sampling = Sampling.create()
+    rollout = draw(params(), prompts(), jax.random.key(7), sampling, forced)
+    assert (np.asarray(rollout.tokens[..., :3]) == np.asarray(forced)).all()
+    assert not np.asarray(rollout.sampled[..., :3]).any() and np.asarray(rollout.sampled[..., 3]).all()
+    logprob, _ = rescored(params(), prompts(), rollout.tokens, sampling)
+    assert np.abs(np.where(rollout.sampled, np.asarray(logprob) - rollout.logprob, 0)).max() < 1e-4
+    with pytest.raises(ValueError, match="12 tokens leaves none of 12 slots"):
+        draw(params(), prompts(), jax.random.key(7), sampling, jnp.zeros(12, jnp.int32))
+
+
+def test_sampling_settings_out_of_range_are_refused():
+    for bad in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match="out of range"):
+            Sampling.create(**bad)
+
+
+def test_support_matches_transformers_warpers():
+    """Top-k then top-p, as transformers orders them."""
+    torch = pytest.importorskip("torch")
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(0).normal(0, 2, (20, V)).astype(np.float32)
+    scores = torch.tensor(logits)
+    for warper in (TemperatureLogitsWarper(0.8), TopKLogitsWarper(9), TopPLogitsWarper(0.8)):
+        scores = warper(None, scores)
+    wanted = torch.log_softmax(scores, -1).numpy()
+    ours = np.asarray(log_distribution(logits, SETTINGS["both"]))
+    kept = np.isfinite(wanted)
+    assert np.array_equal(kept, ours > -1e20)
+    assert np.abs(ours[kept] - wanted[kept]).max() < 1e-5
