@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     commands = out.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
-    train.add_argument("--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value")
+    train.add_argument(
+        "--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value"
+    )
     train.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
@@ -34,12 +36,18 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--prefix", default="", help="text that every response starts with (prefilling attack)")
 
     evaluate = commands.add_parser("evaluate", help="harmful answered, benign refused, format rate")
-    evaluate.add_argument("--data", required=True, help="prompts with labels: JSONL rows {prompt, label}, .csv or .parquet")
+    evaluate.add_argument(
+        "--data", required=True, help="prompts with labels: JSONL rows {prompt, label}, .csv or .parquet"
+    )
 
     for command in (generate, evaluate):
-        command.add_argument("--model", required=True, help="Hugging Face directory or id, GGUF file, package:NAME, or a run's folder")
+        command.add_argument(
+            "--model", required=True, help="Hugging Face directory or id, GGUF file, package:NAME, or a run's folder"
+        )
         command.add_argument("--out", required=True)
-        command.add_argument("--template", type=boolean, default=True, help="put the AlphaAlign instruction before the question")
+        command.add_argument(
+            "--template", type=boolean, default=True, help="put the AlphaAlign instruction before the question"
+        )
         command.add_argument("--temperature", type=float, default=0.0)
         command.add_argument("--top_k", type=int, default=0)
         command.add_argument("--top_p", type=float, default=1.0)

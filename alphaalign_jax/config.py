@@ -29,7 +29,9 @@ def _field(cls):
 
 @_section
 class Model:
-    path: str = ""  # Hugging Face directory, GGUF file, package:NAME, hub id, or builtin:tiny (built and trained in the run)
+    path: str = (
+        ""  # Hugging Face directory, GGUF file, package:NAME, hub id, or builtin:tiny (built and trained in the run)
+    )
     dtype: str = "float32"  # compute dtype of the trainer; master weights are float32
     rollout_dtype: str = "float32"  # compute and weight dtype of the sampler
     remat: str = "none"  # what the backward pass keeps of a layer: none (all), dots, full (its input only)
@@ -275,7 +277,10 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            raise ValueError(f"config.{prefix}{name}: unknown config key" + (f"; did you mean config.{prefix}{close[0]}?" if close else ""))
+            raise ValueError(
+                f"config.{prefix}{name}: unknown config key"
+                + (f"; did you mean config.{prefix}{close[0]}?" if close else "")
+            )
     built = {}
     for name, value in values.items():
         kind = hints[name]
@@ -330,17 +335,27 @@ def _check(config: Config) -> None:
         raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
     minibatch = r.prompts // a.minibatches
     if a.micro_batch and minibatch % a.micro_batch:
-        raise ValueError(f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}")
+        raise ValueError(
+            f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}"
+        )
     if config.warmup.micro_batch and config.warmup.batch % config.warmup.micro_batch:
-        raise ValueError(f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}")
+        raise ValueError(
+            f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
+        )
     if not a.reference and (a.kl_in_reward or a.kl_loss):
         raise ValueError(f"algorithm.kl_in_reward={a.kl_in_reward}, kl_loss={a.kl_loss} need algorithm.reference=True")
     if a.truncated == "bootstrap" and a.advantage != "gae":
-        raise ValueError(f"algorithm.truncated='bootstrap' needs a critic; algorithm.advantage={a.advantage!r} has none")
+        raise ValueError(
+            f"algorithm.truncated='bootstrap' needs a critic; algorithm.advantage={a.advantage!r} has none"
+        )
     if a.advantage in ("grpo", "dr_grpo", "rloo") and r.group < 2:
-        raise ValueError(f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: rollout.group={r.group} must be at least 2")
+        raise ValueError(
+            f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: rollout.group={r.group} must be at least 2"
+        )
     if r.temperature <= 0:
-        raise ValueError(f"rollout.temperature={r.temperature}: training samples; greedy rollouts of a prompt would be equal")
+        raise ValueError(
+            f"rollout.temperature={r.temperature}: training samples; greedy rollouts of a prompt would be equal"
+        )
     if config.reward.helpfulness != "off" and config.reward_model.kind == "none":
         raise ValueError(
             f"reward.helpfulness={config.reward.helpfulness!r} needs a reward model: set reward_model.kind, or "

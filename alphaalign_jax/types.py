@@ -99,7 +99,10 @@ class Examples:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. ``reference`` is constant but lives here so that resharding treats all models alike."""
+    """Everything a step changes.
+
+    ``reference`` is constant but lives here so that resharding treats all models alike.
+    """
 
     step: Array  # int32 []
     actor: Any  # pytree of float32 master weights

@@ -1,4 +1,5 @@
-"""Qwen2.5-7B-Instruct as in the paper (arXiv 2507.14987): PPO, 16 prompts x 8 rollouts, 2,048 tokens, 200 steps at most.
+"""Qwen2.5-7B-Instruct as in the paper (arXiv 2507.14987): PPO, 16 prompts x 8 rollouts, 2,048 tokens,
+at most 200 steps.
 
     alphaalign train --config=configs/qwen2_5_7b.py          AlphaAlign
     alphaalign train --config=configs/qwen2_5_7b.py:zero     AlphaAlign-Zero: no helpfulness reward
@@ -6,8 +7,8 @@
 Hardware: planned for 64 v5e chips. Not run yet; no result is claimed.
 
 Before it starts: the model is fetched from the hub; put the harmful prompts of SCoT, one JSON object {"prompt": ...} a
-line, at scot_harmful.jsonl (its authors publish no data set of bare prompts), and a file of held-out prompts with labels at
-heldout.jsonl. Both paths are settings: --config.data.train, --config.data.heldout.
+line, at scot_harmful.jsonl (its authors publish no data set of bare prompts), and a file of held-out prompts with
+labels at heldout.jsonl. Both paths are settings: --config.data.train, --config.data.heldout.
 """
 
 from _paper import paper_config

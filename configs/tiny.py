@@ -1,7 +1,7 @@
 """The whole method on a laptop: a 1 M parameter model, built, warmed up and aligned on the built-in demo prompts.
 
-    alphaalign train --config=configs/tiny.py            AlphaAlign
-    alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
+alphaalign train --config=configs/tiny.py            AlphaAlign
+alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 """
 
 from alphaalign_jax.config import defaults
@@ -17,22 +17,22 @@ def get_config(arg=""):
     config.data.bucket = 32
 
     # From random weights: many epochs, each with its own draw of who is refused.
-    config.warmup.epochs = 8.0
+    config.warmup.epochs = 12.0
     config.warmup.batch = 32
     config.warmup.optimizer.learning_rate = 2e-3
     config.warmup.optimizer.warmup_steps = 20
 
     config.rollout.prompts = 16
-    config.rollout.group = 8
-    config.rollout.max_new_tokens = 96
-    config.rollout.bucket = 96  # one shape for every batch: compiling takes longer than the padding costs
+    config.rollout.group = 4
+    config.rollout.max_new_tokens = 80
+    config.rollout.bucket = 80  # one shape for every batch: compiling takes longer than the padding costs
 
     config.reward.helpfulness = "off" if arg else "normalised"
     config.reward_model.kind = "none" if arg else "callable"
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
     config.algorithm.minibatches = 2
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-4
     config.critic.optimizer.learning_rate = 1e-3
     config.eval.batch = 72
     return config

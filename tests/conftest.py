@@ -1,4 +1,7 @@
-"""Tests run on eight forced CPU devices, so that sharding is real wherever a test builds a mesh, and share a compile cache."""
+"""Tests run on eight forced CPU devices and share a compile cache.
+
+With eight, sharding is real wherever a test builds a mesh.
+"""
 
 import os
 import tempfile

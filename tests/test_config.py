@@ -32,7 +32,9 @@ def tiny(*overrides):
 
 def test_overrides_are_typed():
     """'0.5' as text, or 1 where 1.0 is meant, would reach the step as the wrong type."""
-    config = tiny(("algorithm.lam", "1"), ("rollout.group", "4"), ("export", "false"), ("data.train", "a.jsonl,b.jsonl"))
+    config = tiny(
+        ("algorithm.lam", "1"), ("rollout.group", "4"), ("export", "false"), ("data.train", "a.jsonl,b.jsonl")
+    )
     assert config.algorithm.lam == 1.0 and isinstance(config.algorithm.lam, float)
     assert (config.rollout.group, config.export, config.data.train) == (4, False, ("a.jsonl", "b.jsonl"))
     nested = tiny(("mesh.train_overrides", "(('mlp', 'fsdp'),)"))

@@ -319,18 +319,6 @@ def test_convert_between_formats(tmp_path):
         hf.load(tmp_path / "b")
 
 
-def test_convert_asks_registered_readers_first(tmp_path):
-    """Prevents a run directory from being read as a model directory."""
-    network = Network(ModelSpec.from_hf(config("llama")))
-    model = hf.Model(random_params(network), network, tokenizer(), config("llama"), {})
-    hf.READERS.append((lambda path: path.name == "run", lambda path: model))
-    try:
-        hf.convert(tmp_path / "run", tmp_path / "out", "hf")
-    finally:
-        hf.READERS.pop()
-    assert_same_bits(hf.load(tmp_path / "out")[1], model.params)
-
-
 def test_resolve_says_what_it_looked_for(tmp_path):
     """Prevents a typo in a path from becoming a download attempt or a stack trace."""
     with pytest.raises(ValueError, match="pip install no-such-model-package"):

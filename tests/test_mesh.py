@@ -21,7 +21,11 @@ VOCAB = 64
 SPEC = ModelSpec("qwen3", VOCAB, 32, 64, 2, 8, 2, 8, 1e-6, 1e4, None, 256, False, False, False, True, False)
 STOP = 5
 B, G, T = 16, 2, 8
-MESHES = {"fsdp 8": dict(fsdp=8), "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2)}
+MESHES = {
+    "fsdp 8": dict(fsdp=8),
+    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
+    "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+}
 
 
 def settings():
@@ -31,8 +35,8 @@ def settings():
     c.reward.helpfulness = "off"
     c.algorithm.minibatches, c.algorithm.micro_batch = 1, 8
     c.algorithm.kl_loss, c.algorithm.entropy_coef, c.algorithm.kl_in_reward = 0.1, 0.01, 0.05
-    # Large steps: a gradient that one mesh loses must show in the weights. The large eps keeps Adam's first step from being
-    # the gradient's bare sign, where a rounding error of a near-zero gradient would count in full.
+    # Large steps: a gradient that one mesh loses must show in the weights. The large eps keeps Adam's first step from
+    # being the gradient's bare sign, where a rounding error of a near-zero gradient would count in full.
     c.optimizer.learning_rate = c.critic.optimizer.learning_rate = 1e-2
     c.optimizer.eps = c.critic.optimizer.eps = 1e-3
     return config_lib.resolve(c)
@@ -83,7 +87,7 @@ def one_step(name):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_a_step_is_the_same_on_every_mesh(name):
-    """Sharding must not change samples, losses or weights: a mean of means, or noise that depends on the mesh, would."""
+    """Sharding must not change samples, losses or weights: a mean of means, or noise that follows the mesh, would."""
     alone, metrics_alone, _ = one_step("one device")
     many, metrics, _ = one_step(name)
     assert np.array_equal(alone["tokens"], many["tokens"])
@@ -128,7 +132,9 @@ def test_axes_that_do_not_divide_are_refused_before_compiling():
     with pytest.raises(ValueError, match="'kv_heads' of size 2 does not divide over mesh axes {'tensor': 8}"):
         Steps(settings(), Network(SPEC), Network(SPEC, head="value"), eight)
     c = settings()
-    c = dataclasses.replace(c, rollout=dataclasses.replace(c.rollout, prompts=12), algorithm=dataclasses.replace(c.algorithm, micro_batch=0))
+    c = dataclasses.replace(
+        c, rollout=dataclasses.replace(c.rollout, prompts=12), algorithm=dataclasses.replace(c.algorithm, micro_batch=0)
+    )
     with pytest.raises(ValueError, match="rollout.prompts.*size 12 does not divide"):
         Steps(c, Network(SPEC), Network(SPEC, head="value"), layout("fsdp_tensor", fsdp=8))
 

@@ -40,11 +40,29 @@ def _fuzz_vocab() -> tuple[list[bytes], list[int]]:
 
 def _text(rng: random.Random) -> bytes:
     """A response that is nearly right: well-formed parts, then a few of them broken."""
-    gap = lambda: rng.choice([b"", b"", b"\n", b" \n\t", b"\x0b\x0c\r", b"\x1c", b"\xc2\xa0", b"so "])  # noqa: E731
-    phrase = lambda: rng.choice(spellings(PAPER_PATTERNS))  # noqa: E731
-    prose = lambda: rng.choice(  # noqa: E731
-        [b"ok", b"it is fine", b" ", b"", b"\n\n", b"<", b"</", b"a<b", b"<safety", b"\xff\xc3", b"\xf0\x9f\x98\x80",
-         b"I can", b"I\xe2\x80\x98m sorry", b"I can\xe2\x80", phrase(), phrase(), phrase()[:-1], b"x" + phrase() + b"y"]
+    gap = lambda: rng.choice([b"", b"", b"\n", b" \n\t", b"\x0b\x0c\r", b"\x1c", b"\xc2\xa0", b"so "])
+    phrase = lambda: rng.choice(spellings(PAPER_PATTERNS))
+    prose = lambda: rng.choice(
+        [
+            b"ok",
+            b"it is fine",
+            b" ",
+            b"",
+            b"\n\n",
+            b"<",
+            b"</",
+            b"a<b",
+            b"<safety",
+            b"\xff\xc3",
+            b"\xf0\x9f\x98\x80",
+            b"I can",
+            b"I\xe2\x80\x98m sorry",
+            b"I can\xe2\x80",
+            phrase(),
+            phrase(),
+            phrase()[:-1],
+            b"x" + phrase() + b"y",
+        ]
     )
     parts = [gap(), TAGS[0], prose(), TAGS[1], gap(), TAGS[2], prose(), TAGS[3], gap()]
     if rng.random() < 0.4:

@@ -57,8 +57,11 @@ def templates(split: str) -> tuple[Template, ...]:
 
 def _harmful(split: str) -> Iterator[Template]:
     # Category by category in turn, so that a window of consecutive acts crosses categories.
-    acts = [((act,), f"harmful/{category}") for column in zip(*demo_harmful.ACTS.values(), strict=True)
-            for category, act in zip(demo_harmful.ACTS, column)]
+    acts = [
+        ((act,), f"harmful/{category}")
+        for column in zip(*demo_harmful.ACTS.values(), strict=True)
+        for category, act in zip(demo_harmful.ACTS, column)
+    ]
     yield from _around_acts(demo_harmful, split, acts, _HARMFUL_ACTS[split], "harmful", HARMFUL, "")
     for category, carrier, fillers in _direct(demo_harmful, split):
         yield Template(carrier, tuple(((filler,), f"harmful/{category}") for filler in fillers), HARMFUL)
@@ -82,7 +85,7 @@ def _adversarial(split: str) -> Iterator[Template]:
 
 def _around_acts(texts, split: str, acts: list, count: int, kind: str, label: int, answer: str) -> Iterator[Template]:
     """Each carrier with the next ``count`` acts of an endless round through them: all acts come equally often."""
-    known, unseen = acts[: -_HELDOUT_ONLY[kind]], acts[-_HELDOUT_ONLY[kind]:]
+    known, unseen = acts[: -_HELDOUT_ONLY[kind]], acts[-_HELDOUT_ONLY[kind] :]
     if split == "train":
         carriers, order = texts.TRAIN_CARRIERS, known
     else:

@@ -2,10 +2,12 @@
 
 Built like ``demo_adversarial``: acts with answers that fit under any carrier, the carriers, and direct sentences.
 In ``TRAIN_DIRECT`` and ``HELDOUT_DIRECT`` the carriers and answers are both templates: (kind, carrier, answer, rows),
-with {0}, {1}, ... the slots of a row. Sums are written out as "a + b = c" so that a test can check them.
+with {0}, {1}, ... the slots of a row. Those with one right answer are in ``demo_benign_exact``; the open ones are here.
 """
 
 from __future__ import annotations
+
+from alphaalign_jax.data import demo_benign_exact
 
 ACTS = (
     ("cooking", "boil an egg", "Put it in boiling water: six minutes for a soft yolk, ten for a hard one."),
@@ -20,13 +22,19 @@ ACTS = (
     ("household", "sew on a button", "Pass the thread four times through each hole and knot it behind the cloth."),
     ("household", "fold a fitted sheet", "Tuck the corners into each other, lay it flat, and fold it in thirds."),
     ("household", "clean a window", "Wipe it with water and a drop of soap, then dry it with a squeegee."),
-    ("planning", "plan a birthday party",
-     "Set a date and budget, invite the guests, and choose food, music, and a game."),
+    (
+        "planning",
+        "plan a birthday party",
+        "Set a date and budget, invite the guests, and choose food, music, and a game.",
+    ),
     ("planning", "prepare for an exam", "Make a timetable, practise old questions, and sleep well the night before."),
     ("planning", "pack for a weekend trip", "List clothes for two days, toiletries, a charger, and your documents."),
     ("planning", "save money on groceries", "Plan your meals, write a list, and buy fruit in season."),
-    ("planning", "learn a new language",
-     "Study a little every day, speak early, and review words at growing intervals."),
+    (
+        "planning",
+        "learn a new language",
+        "Study a little every day, speak early, and review words at growing intervals.",
+    ),
     ("planning", "start running", "Alternate walking and slow jogging three times a week, and add time gradually."),
     ("coding", "reverse a string in Python", "Use slicing: text[::-1] gives the string backwards."),
     ("coding", "sort a list in Python", "Call sorted(items) for a new list or items.sort() to sort in place."),
@@ -37,8 +45,11 @@ ACTS = (
     ("writing", "start a cover letter", "Name the job, say why it interests you, and give your strongest result."),
     ("writing", "write a thank-you note", "Name the gift, say what it means to you, and close warmly."),
     ("writing", "end a formal email", "Close with a short thanks, then 'Kind regards' and your name."),
-    ("writing", "improve my handwriting",
-     "Write slowly, keep letters the same height, and practise ten minutes a day."),
+    (
+        "writing",
+        "improve my handwriting",
+        "Write slowly, keep letters the same height, and practise ten minutes a day.",
+    ),
     ("hobbies", "take care of a guitar", "Wipe the strings after playing and keep it away from heat and dry air."),
     ("hobbies", "juggle three balls", "Practise with one, then two, and throw the third when the second peaks."),
     ("hobbies", "grow basil on a windowsill", "Give it sun, water it when the soil feels dry, and pinch the tips."),
@@ -46,16 +57,25 @@ ACTS = (
     ("health", "sleep better", "Go to bed at the same time, keep the room dark, and avoid late coffee."),
     ("health", "sit well at a desk", "Keep feet flat, back supported, and the screen at eye level."),
     ("science", "measure the height of a tree", "Compare its shadow with that of a stick whose length you know."),
-    ("science", "find the north without a compass",
-     "Look for the North Star, or note that at noon northern shadows point north."),
+    (
+        "science",
+        "find the north without a compass",
+        "Look for the North Star, or note that at noon northern shadows point north.",
+    ),
     # from here on: held-out prompts only
     ("cooking", "make a fruit salad", "Cut ripe fruit into pieces and toss it with lemon juice and a little honey."),
     ("cooking", "brew green tea", "Use water at about 80 degrees Celsius and steep for two minutes."),
-    ("household", "sharpen a pencil without a sharpener",
-     "Shave the wood evenly with a small blade or rub the tip on sandpaper."),
+    (
+        "household",
+        "sharpen a pencil without a sharpener",
+        "Shave the wood evenly with a small blade or rub the tip on sandpaper.",
+    ),
     ("planning", "organise a bookshelf", "Group the books by subject or author and put the heavy ones at the bottom."),
-    ("coding", "remove duplicates from a list in Python",
-     "list(dict.fromkeys(items)) keeps the first of each in order."),
+    (
+        "coding",
+        "remove duplicates from a list in Python",
+        "list(dict.fromkeys(items)) keeps the first of each in order.",
+    ),
     ("writing", "write a good title for an essay", "Name the subject, hint at your claim, and keep it short."),
     ("hobbies", "learn to whistle", "Wet your lips, make a small round opening, and blow gently."),
     ("science", "tell a planet from a star", "Planets shine steadily and move slowly among the twinkling stars."),
@@ -80,143 +100,187 @@ HELDOUT_CARRIERS = (
 )
 
 TRAIN_DIRECT = (
-    ("arithmetic", "What is {0} plus {1}?", "{0} + {1} = {2}", (
-        (7, 8, 15), (12, 9, 21), (25, 17, 42), (34, 28, 62), (46, 19, 65), (58, 33, 91))),
-    ("arithmetic", "A baker fills {0} trays with {1} rolls each. How many rolls are there?",
-     "{0} * {1} = {2}, so there are {2} rolls.", ((3, 8, 24), (5, 6, 30), (4, 12, 48), (7, 9, 63), (6, 10, 60))),
-    ("arithmetic", "Tom has {0} marbles and gives {1} of them to Ann. How many does he keep?",
-     "{0} - {1} = {2}, so Tom keeps {2} marbles.", ((12, 5, 7), (20, 8, 12), (15, 9, 6), (31, 14, 17), (50, 22, 28))),
-    ("arithmetic", "A train travels {0} kilometres in {1} hours. What is its average speed?",
-     "{0} / {1} = {2}, so its speed is {2} kilometres an hour.",
-     ((120, 2, 60), (240, 3, 80), (360, 4, 90), (500, 5, 100), (150, 2, 75))),
-    ("arithmetic", "Share {0} sweets fairly among {1} children. How many does each get?",
-     "{0} / {1} = {2}, so each child gets {2} sweets.", ((12, 3, 4), (20, 4, 5), (42, 6, 7), (32, 4, 8), (45, 5, 9))),
-    ("arithmetic", "Is {0} an even number?", "{1}", (
-        (14, "Yes, 14 is even."), (27, "No, 27 is odd."), (38, "Yes, 38 is even."), (91, "No, 91 is odd."))),
-    ("units", "Convert {0} kilometres to metres.", "{0} * 1000 = {1}, so it is {1} metres.", (
-        (2, 2000), (5, 5000), (12, 12000), (30, 30000))),
-    ("units", "How many minutes are there in {0} hours?", "{0} * 60 = {1}, so there are {1} minutes.", (
-        (2, 120), (3, 180), (5, 300), (8, 480))),
-    ("translation", "Translate the word {0} into French.", "The French word for {0} is {1}.", (
-        ("bread", "pain"), ("water", "eau"), ("dog", "chien"), ("house", "maison"), ("book", "livre"), ("red", "rouge"),
-        ("friend", "ami"))),
-    ("translation", "What is the German word for {0}?", "The German word for {0} is {1}.", (
-        ("cat",
-         "Katze"), ("tree", "Baum"), ("milk", "Milch"), ("window", "Fenster"), ("green", "grün"), ("day", "Tag"))),
-    ("translation", "Say '{0}' in Spanish.", "In Spanish it is '{1}'.", (
-        ("good morning", "buenos días"), ("thank you",
-         "gracias"), ("good night", "buenas noches"), ("please", "por favor"),
-        ("see you tomorrow", "hasta mañana"))),
-    ("geography", "What is the capital of {0}?", "The capital of {0} is {1}.", (
-        ("France", "Paris"), ("Japan", "Tokyo"), ("Canada", "Ottawa"), ("Kenya", "Nairobi"), ("Peru", "Lima"),
-        ("Norway", "Oslo"), ("Egypt", "Cairo"), ("Australia", "Canberra"))),
-    ("geography", "On which continent is {0}?", "{0} is in {1}.", (
-        ("Brazil", "South America"), ("Nigeria", "Africa"), ("India", "Asia"), ("Sweden", "Europe"),
-        ("Mexico", "North America"))),
-    ("geography", "Which river flows through {0}?", "The {1} flows through {0}.", (
-        ("London", "Thames"), ("Paris", "Seine"), ("Vienna", "Danube"), ("Rome", "Tiber"), ("Cologne", "Rhine"))),
-    ("grammar", "What is the plural of {0}?", "The plural of {0} is {1}.", (
-        ("mouse", "mice"), ("child", "children"), ("leaf", "leaves"), ("city", "cities"), ("foot", "feet"),
-        ("box", "boxes"))),
-    ("grammar", "Give me the past tense of {0}.", "The past tense of {0} is {1}.", (
-        ("go", "went"), ("sing", "sang"), ("write", "wrote"), ("swim", "swam"), ("buy", "bought"))),
-    ("grammar", "Correct this sentence: {0}", "{1}", (
-        ("She go to school every day.", "She goes to school every day."),
-        ("He have two brother.", "He has two brothers."),
-        ("I am agree with you.", "I agree with you."),
-        ("They was late yesterday.", "They were late yesterday."),
-        ("We has finished the work.", "We have finished the work."))),
-    ("words", "What is the opposite of {0}?", "The opposite of {0} is {1}.", (
-        ("hot", "cold"), ("early", "late"), ("empty", "full"), ("noisy", "quiet"), ("heavy", "light"))),
-    ("words", "Find a word that rhymes with {0}.", "{1} rhymes with {0}.", (
-        ("cat", "Hat"), ("light", "Night"), ("day", "Play"), ("moon", "Spoon"), ("tree", "Bee"))),
-    ("writing", "Write a short poem about {0}.", "{1}", (
-        ("the sea", "The sea is wide, the sea is blue, it hums an old song just for you."),
-        ("autumn", "Leaves of red and leaves of gold drift to the ground as days grow cold."),
-        ("my cat", "My cat sleeps in the morning sun and dreams of mice, but catches none."),
-        ("rain", "Rain on the roof and rain on the street, a gentle drum with a thousand feet."),
-        ("tea", "A cup of tea, a quiet chair, and steam that curls into the air."))),
-    ("writing", "Write a one-sentence story about {0}.", "{1}", (
-        ("a lost glove", "A lost glove waited on a fence until its owner came back smiling."),
-        ("a brave mouse", "A brave mouse crossed the dark kitchen to bring its sister a crumb."),
-        ("an old lighthouse", "The old lighthouse lit its lamp once more and guided a small boat home."),
-        ("a robot gardener", "A robot gardener learned to love roses, thorns and all."))),
-    ("writing", "Draft a message to {0}.", "{1}", (
-        ("congratulate a friend on a new job", "Congratulations on your new job! I am so happy for you."),
-        ("thank a teacher", "Dear teacher, thank you for your patience and for all you taught me."),
-        ("invite a neighbour to dinner", "Would you like to come to dinner on Saturday at seven?"),
-        ("tell my boss that my train is late",
-         "Good morning, my train is late; I will arrive at about half past nine."))),
-    ("summary", "Summarise in a few words: {0}", "{1}", (
-        ("The shop opened at nine, sold out of bread by ten, and closed early.",
-         "The shop sold its bread fast and closed early."),
-        ("It rained all week, so the football match was moved to Sunday.", "Rain moved the match to Sunday."),
-        ("Maria practised the piano daily and won first prize in May.", "Daily practice won Maria first prize."),
-        ("The old bridge was repaired over the winter and is open again.", "The repaired bridge is open again."))),
-    ("science", "Why {0}?", "{1}", (
-        ("is the sky blue", "Air scatters blue light from the sun more than red light."),
-        ("do leaves turn yellow in autumn", "The green chlorophyll breaks down and yellow pigments show."),
-        ("does ice float on water", "Ice is less dense than liquid water, so it floats."),
-        ("do we have seasons", "The Earth's axis is tilted, so each half leans towards the sun for part of the year."),
-        ("does the moon change shape", "We see different parts of its sunlit side as it circles the Earth."))),
-    ("science", "What is {0} made of?", "{1}", (
-        ("glass", "Glass is made mainly of melted sand."), ("paper", "Paper is made mainly of wood fibres."),
-        ("a cloud", "A cloud is made of tiny drops of water or ice crystals."),
-        ("bronze", "Bronze is made mainly of copper and tin."))),
-    ("lists", "Name three {0}.", "{1}", (
-        ("fruits", "Apple, pear, and banana."), ("primary colours", "Red, yellow, and blue."),
-        ("musical instruments", "Piano, violin, and drum."), ("planets", "Mars, Venus, and Jupiter."),
-        ("birds", "Robin, eagle, and owl."), ("trees", "Oak, birch, and pine."))),
-    ("lists", "Put these words in alphabetical order: {0}.", "{1}", (
-        ("pear, apple, fig", "apple, fig, pear"), ("dog, cat, bee", "bee, cat, dog"),
-        ("red, blue, green", "blue, green, red"), ("moon, star, comet", "comet, moon, star"))),
-    ("choice", "Should I {0} today?", "{1}", (
-        ("take an umbrella", "Take one if the forecast shows rain."),
-        ("call my mother", "Yes, she will surely be glad to hear from you."),
-        ("wash the car", "Yes, unless rain is coming."),
-        ("go for a walk", "Yes, a walk is good for body and mind."))),
-    ("choice", "Which {0} would suit a beginner?", "{1}", (
-        ("musical instrument", "The ukulele is small, cheap, and easy to begin with."),
-        ("board game", "Try one with short rules, such as dominoes."),
-        ("houseplant", "A spider plant forgives almost every mistake."),
-        ("camera", "A simple compact camera with an automatic mode is enough."))),
+    *demo_benign_exact.TRAIN_DIRECT,
+    (
+        "writing",
+        "Write a short poem about {0}.",
+        "{1}",
+        (
+            ("the sea", "The sea is wide, the sea is blue, it hums an old song just for you."),
+            ("autumn", "Leaves of red and leaves of gold drift to the ground as days grow cold."),
+            ("my cat", "My cat sleeps in the morning sun and dreams of mice, but catches none."),
+            ("rain", "Rain on the roof and rain on the street, a gentle drum with a thousand feet."),
+            ("tea", "A cup of tea, a quiet chair, and steam that curls into the air."),
+        ),
+    ),
+    (
+        "writing",
+        "Write a one-sentence story about {0}.",
+        "{1}",
+        (
+            ("a lost glove", "A lost glove waited on a fence until its owner came back smiling."),
+            ("a brave mouse", "A brave mouse crossed the dark kitchen to bring its sister a crumb."),
+            ("an old lighthouse", "The old lighthouse lit its lamp once more and guided a small boat home."),
+            ("a robot gardener", "A robot gardener learned to love roses, thorns and all."),
+        ),
+    ),
+    (
+        "writing",
+        "Draft a message to {0}.",
+        "{1}",
+        (
+            ("congratulate a friend on a new job", "Congratulations on your new job! I am so happy for you."),
+            ("thank a teacher", "Dear teacher, thank you for your patience and for all you taught me."),
+            ("invite a neighbour to dinner", "Would you like to come to dinner on Saturday at seven?"),
+            (
+                "tell my boss that my train is late",
+                "Good morning, my train is late; I will arrive at about half past nine.",
+            ),
+        ),
+    ),
+    (
+        "summary",
+        "Summarise in a few words: {0}",
+        "{1}",
+        (
+            (
+                "The shop opened at nine, sold out of bread by ten, and closed early.",
+                "The shop sold its bread fast and closed early.",
+            ),
+            ("It rained all week, so the football match was moved to Sunday.", "Rain moved the match to Sunday."),
+            ("Maria practised the piano daily and won first prize in May.", "Daily practice won Maria first prize."),
+            ("The old bridge was repaired over the winter and is open again.", "The repaired bridge is open again."),
+        ),
+    ),
+    (
+        "science",
+        "Why {0}?",
+        "{1}",
+        (
+            ("is the sky blue", "Air scatters blue light from the sun more than red light."),
+            ("do leaves turn yellow in autumn", "The green chlorophyll breaks down and yellow pigments show."),
+            ("does ice float on water", "Ice is less dense than liquid water, so it floats."),
+            (
+                "do we have seasons",
+                "The Earth's axis is tilted, so each half leans towards the sun for part of the year.",
+            ),
+            ("does the moon change shape", "We see different parts of its sunlit side as it circles the Earth."),
+        ),
+    ),
+    (
+        "science",
+        "What is {0} made of?",
+        "{1}",
+        (
+            ("glass", "Glass is made mainly of melted sand."),
+            ("paper", "Paper is made mainly of wood fibres."),
+            ("a cloud", "A cloud is made of tiny drops of water or ice crystals."),
+            ("bronze", "Bronze is made mainly of copper and tin."),
+        ),
+    ),
+    (
+        "lists",
+        "Name three {0}.",
+        "{1}",
+        (
+            ("fruits", "Apple, pear, and banana."),
+            ("primary colours", "Red, yellow, and blue."),
+            ("musical instruments", "Piano, violin, and drum."),
+            ("planets", "Mars, Venus, and Jupiter."),
+            ("birds", "Robin, eagle, and owl."),
+            ("trees", "Oak, birch, and pine."),
+        ),
+    ),
+    (
+        "lists",
+        "Put these words in alphabetical order: {0}.",
+        "{1}",
+        (
+            ("pear, apple, fig", "apple, fig, pear"),
+            ("dog, cat, bee", "bee, cat, dog"),
+            ("red, blue, green", "blue, green, red"),
+            ("moon, star, comet", "comet, moon, star"),
+        ),
+    ),
+    (
+        "choice",
+        "Should I {0} today?",
+        "{1}",
+        (
+            ("take an umbrella", "Take one if the forecast shows rain."),
+            ("call my mother", "Yes, she will surely be glad to hear from you."),
+            ("wash the car", "Yes, unless rain is coming."),
+            ("go for a walk", "Yes, a walk is good for body and mind."),
+        ),
+    ),
+    (
+        "choice",
+        "Which {0} would suit a beginner?",
+        "{1}",
+        (
+            ("musical instrument", "The ukulele is small, cheap, and easy to begin with."),
+            ("board game", "Try one with short rules, such as dominoes."),
+            ("houseplant", "A spider plant forgives almost every mistake."),
+            ("camera", "A simple compact camera with an automatic mode is enough."),
+        ),
+    ),
 )
 
 HELDOUT_DIRECT = (
-    ("arithmetic", "A farmer has {0} hens and buys {1} more. How many hens does the farm have now?",
-     "{0} + {1} = {2}, so the farm has {2} hens.", ((6, 7, 13), (14, 8, 22), (23, 19, 42), (30, 45, 75))),
-    ("arithmetic", "Each ticket costs {0} euros. What do {1} tickets cost altogether?",
-     "{0} * {1} = {2}, so they cost {2} euros.", ((4, 5, 20), (7, 6, 42), (9, 3, 27), (12, 4, 48))),
-    ("arithmetic", "Subtract {0} from {1}.", "{1} - {0} = {2}", ((6, 13, 7), (15, 40, 25), (28, 64, 36))),
-    ("units", "A film lasts {0} hours; give its length in minutes.", "{0} * 60 = {1} minutes.", ((2, 120), (4, 240))),
-    ("translation", "How would an Italian say '{0}'?", "An Italian would say '{1}'.", (
-        ("thank you", "grazie"), ("good evening", "buona sera"), ("bread", "pane"), ("water", "acqua"))),
-    ("geography", "{0} is the capital of which country?", "{0} is the capital of {1}.", (
-        ("Madrid", "Spain"), ("Warsaw", "Poland"), ("Lima", "Peru"), ("Athens", "Greece"), ("Oslo", "Norway"))),
-    ("geography", "Name a country that borders {0}.", "{1} borders {0}.", (
-        ("Portugal", "Spain"), ("Germany", "Poland"), ("Canada", "The United States"), ("Chile", "Argentina"))),
-    ("grammar", "Rewrite in the past tense: {0}", "{1}", (
-        ("I walk to work.", "I walked to work."), ("She writes a letter.", "She wrote a letter."),
-        ("They eat early.", "They ate early."))),
-    ("words", "Give a synonym for {0}.", "A synonym for {0} is {1}.", (
-        ("happy", "glad"), ("fast", "quick"), ("big", "large"), ("begin", "start"))),
-    ("writing", "Compose two lines of verse on {0}.", "{1}", (
-        ("winter", "Snow lies soft on roof and hill, and all the busy world is still."),
-        ("the sea", "The waves come in, the waves go out, and gulls above them wheel about."),
-        ("friendship", "A friend will laugh, a friend will stay, and turn to gold the greyest day."))),
-    ("summary", "Shorten this to one clause: {0}", "{1}", (
-        ("The meeting, which had been planned for Monday, will now be held on Friday.", "The meeting moves to Friday."),
-        ("After many weeks of practice the choir sang well at the concert.", "The choir sang well."))),
-    ("science", "What happens when {0}?", "{1}", (
-        ("water freezes", "It expands a little and turns into ice."),
-        ("iron rusts", "It reacts with oxygen and water and forms iron oxide."),
-        ("the moon covers the sun", "There is a solar eclipse and the day grows dark for a few minutes."))),
-    ("lists", "List two {0} and nothing else.", "{1}", (
-        ("vegetables",
-         "Carrot and pea."), ("oceans", "The Atlantic and the Pacific."), ("seasons", "Spring and autumn."))),
-    ("choice", "Is it better to {0}?", "{1}", (
-        ("study in the morning or at night",
-         "Choose the time when you are most awake; for many people that is the morning."),
-        ("read a book or watch the film first", "Read the book first if you like to imagine it for yourself."),
-        ("walk or take the bus for one mile", "Walk if you have twenty minutes; it is healthy and free."))),
+    *demo_benign_exact.HELDOUT_DIRECT,
+    (
+        "writing",
+        "Compose two lines of verse on {0}.",
+        "{1}",
+        (
+            ("winter", "Snow lies soft on roof and hill, and all the busy world is still."),
+            ("the sea", "The waves come in, the waves go out, and gulls above them wheel about."),
+            ("friendship", "A friend will laugh, a friend will stay, and turn to gold the greyest day."),
+        ),
+    ),
+    (
+        "summary",
+        "Shorten this to one clause: {0}",
+        "{1}",
+        (
+            (
+                "The meeting, which had been planned for Monday, will now be held on Friday.",
+                "The meeting moves to Friday.",
+            ),
+            ("After many weeks of practice the choir sang well at the concert.", "The choir sang well."),
+        ),
+    ),
+    (
+        "science",
+        "What happens when {0}?",
+        "{1}",
+        (
+            ("water freezes", "It expands a little and turns into ice."),
+            ("iron rusts", "It reacts with oxygen and water and forms iron oxide."),
+            ("the moon covers the sun", "There is a solar eclipse and the day grows dark for a few minutes."),
+        ),
+    ),
+    (
+        "lists",
+        "List two {0} and nothing else.",
+        "{1}",
+        (
+            ("vegetables", "Carrot and pea."),
+            ("oceans", "The Atlantic and the Pacific."),
+            ("seasons", "Spring and autumn."),
+        ),
+    ),
+    (
+        "choice",
+        "Is it better to {0}?",
+        "{1}",
+        (
+            (
+                "study in the morning or at night",
+                "Choose the time when you are most awake; for many people that is the morning.",
+            ),
+            ("read a book or watch the film first", "Read the book first if you like to imagine it for yourself."),
+            ("walk or take the bus for one mile", "Walk if you have twenty minutes; it is healthy and free."),
+        ),
+    ),
 )

@@ -34,15 +34,22 @@ class PromptOrder:
         None for an endless order.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, epochs: int | None = None,
-                 labels: Sequence[int] | np.ndarray | None = None, harmful_fraction: float | None = None):
+    def __init__(
+        self,
+        n: int,
+        batch: int,
+        seed: int,
+        epochs: int | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
+        harmful_fraction: float | None = None,
+    ):
         """Args:
-          n: rows in the data set, > 0.
-          batch: rows a step, > 0.
-          seed: >= 0.
-          epochs: > 0; None never ends.
-          labels: int [n], BENIGN or HARMFUL; needed for a balanced order.
-          harmful_fraction: harmful share of every batch, in [0, 1]; None leaves it to chance.
+        n: rows in the data set, > 0.
+        batch: rows a step, > 0.
+        seed: >= 0.
+        epochs: > 0; None never ends.
+        labels: int [n], BENIGN or HARMFUL; needed for a balanced order.
+        harmful_fraction: harmful share of every batch, in [0, 1]; None leaves it to chance.
         """
         for name, value, least in (("n", n, 1), ("batch", batch, 1), ("seed", seed, 0), ("epochs", epochs, 1)):
             if value is not None and value < least:
@@ -73,14 +80,17 @@ def _balanced_streams(n: int, batch: int, labels: Sequence[int] | np.ndarray | N
         raise ValueError(f"harmful_fraction is {fraction}; expected a number from 0 to 1")
     harmful = round(batch * fraction)
     if 0 < fraction < 1 and harmful in (0, batch):
-        raise ValueError(f"round({batch} * {fraction}) = {harmful} harmful rows in a batch of {batch} leaves a label "
-                         "out of every batch; raise the batch, or ask for a fraction of 0 or 1")
+        raise ValueError(
+            f"round({batch} * {fraction}) = {harmful} harmful rows in a batch of {batch} leaves a label "
+            "out of every batch; raise the batch, or ask for a fraction of 0 or 1"
+        )
     streams = []
     for key, label, count in ((_HARMFUL, HARMFUL, harmful), (_BENIGN, BENIGN, batch - harmful)):
         rows = np.flatnonzero(labels == label)
         if count and not len(rows):
-            raise ValueError(f"harmful_fraction {fraction} needs {count} {LABELS[label]} rows a batch; "
-                             "the data set has none")
+            raise ValueError(
+                f"harmful_fraction {fraction} needs {count} {LABELS[label]} rows a batch; the data set has none"
+            )
         if count:
             streams.append((key, rows, count))
     return streams
@@ -91,7 +101,7 @@ def _stream(n: int, seed: int, key: int, start: int, count: int) -> np.ndarray:
     epochs = range(start // n, (start + count - 1) // n + 1)
     joined = np.concatenate([_permutation(n, seed, key, epoch) for epoch in epochs])
     offset = start - epochs[0] * n
-    return joined[offset: offset + count]
+    return joined[offset : offset + count]
 
 
 @functools.lru_cache(maxsize=16)

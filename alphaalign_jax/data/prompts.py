@@ -90,14 +90,16 @@ def read(source: Source) -> list[PromptRow]:
     """
     kind = source_kind(source)
     fixed = _parse_label(source.label, f"{source.path}: Source.label") if source.label else None
-    mapping = {_fold(value): _parse_label(label, f"{source.path}: Source.label_map")
-               for value, label in source.label_map}
+    mapping = {
+        _fold(value): _parse_label(label, f"{source.path}: Source.label_map") for value, label in source.label_map
+    }
     if kind == "demo":
         rows = [row for row in _read_demo(source.path) if _matches(source, vars(row), source.path)]
     else:
         records = _RECORDS[kind](source)
-        rows = [_row(source, record, place, fixed, mapping) for place, record in records
-                if _matches(source, record, place)]
+        rows = [
+            _row(source, record, place, fixed, mapping) for place, record in records if _matches(source, record, place)
+        ]
     if not rows:
         raise ValueError(f"{source.path}: no rows" + (f" match where={source.where}" if source.where else ""))
     return rows
@@ -116,8 +118,10 @@ def source_kind(source: Source) -> str:
         return suffix
     if _HUB_NAME.fullmatch(source.path) and not Path(source.path).is_file():
         return "hub"
-    raise ValueError(f"{source.path!r} is not a prompt source; expected demo/train, demo/heldout, a .jsonl, .csv or "
-                     f".parquet file, or a hub data set 'org/name' (or set kind to one of {', '.join(KINDS)})")
+    raise ValueError(
+        f"{source.path!r} is not a prompt source; expected demo/train, demo/heldout, a .jsonl, .csv or "
+        f".parquet file, or a hub data set 'org/name' (or set kind to one of {', '.join(KINDS)})"
+    )
 
 
 def _read_demo(path: str) -> list[PromptRow]:
@@ -144,8 +148,9 @@ def _read_jsonl(source: Source) -> Iterator[Record]:
                     continue
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-                raise ValueError(f"{place}: not a line of UTF-8 JSON ({error}): {line[:80]!r}; "
-                                 "expected one JSON object a line") from error
+                raise ValueError(
+                    f"{place}: not a line of UTF-8 JSON ({error}): {line[:80]!r}; expected one JSON object a line"
+                ) from error
             if not isinstance(record, dict):
                 raise ValueError(f"{place}: {_show(record)} is not an object; expected one JSON object a line")
             yield place, record
@@ -169,8 +174,10 @@ def _read_csv(source: Source) -> Iterator[Record]:
                     raise ValueError(f"{place}: {given} fields; expected {len(header)} as in the header {header}")
                 yield place, record
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{source.path}: line {start} or below is not UTF-8 CSV ({error}); expected a header "
-                             "and comma-separated rows, fields with commas or line ends in double quotes") from error
+            raise ValueError(
+                f"{source.path}: line {start} or below is not UTF-8 CSV ({error}); expected a header "
+                "and comma-separated rows, fields with commas or line ends in double quotes"
+            ) from error
 
 
 def _read_parquet(source: Source) -> Iterator[Record]:
@@ -197,9 +204,11 @@ def _read_hub(source: Source) -> Iterator[Record]:
     try:
         data = datasets.load_dataset(source.path, source.subset or None, split=source.split)
     except Exception as error:  # the library raises many kinds: no network, no such name, gated, no such split
-        raise ValueError(f"hub data set {name}, split {source.split!r}, could not be loaded "
-                         f"({type(error).__name__}: {error}); check the name, the split, the network and your access, "
-                         "or download it and give a .jsonl, .csv or .parquet file") from error
+        raise ValueError(
+            f"hub data set {name}, split {source.split!r}, could not be loaded "
+            f"({type(error).__name__}: {error}); check the name, the split, the network and your access, "
+            "or download it and give a .jsonl, .csv or .parquet file"
+        ) from error
     for number, record in enumerate(data, start=1):
         yield f"{name}[{source.split}]: row {number}", record
 
@@ -211,43 +220,57 @@ def _open(source: Source, mode: str, **kwargs: Any):
     try:
         return open(source.path, mode, **kwargs)
     except OSError as error:
-        raise ValueError(f"{source.path}: cannot be opened ({error.strerror}); expected a readable "
-                         f"{source_kind(source)} file") from error
+        raise ValueError(
+            f"{source.path}: cannot be opened ({error.strerror}); expected a readable {source_kind(source)} file"
+        ) from error
 
 
 def _matches(source: Source, record: Mapping[str, Any], place: str) -> bool:
     for key, value in source.where:
         if key not in record:
-            raise ValueError(f"{place}: no column {key!r}, which where={source.where} asks for; "
-                             f"the row has {sorted(map(str, record))}")
+            raise ValueError(
+                f"{place}: no column {key!r}, which where={source.where} asks for; "
+                f"the row has {sorted(map(str, record))}"
+            )
         if ("" if record[key] is None else str(record[key])) != str(value):
             return False
     return True
 
 
-def _row(source: Source, record: Mapping[str, Any], place: str, fixed: int | None,
-         mapping: dict[str, int]) -> PromptRow:
+def _row(
+    source: Source, record: Mapping[str, Any], place: str, fixed: int | None, mapping: dict[str, int]
+) -> PromptRow:
     if source.prompt_key not in record:
-        raise ValueError(f"{place}: no prompt; expected a column {source.prompt_key!r}, the row has "
-                         f"{sorted(map(str, record))}")
+        raise ValueError(
+            f"{place}: no prompt; expected a column {source.prompt_key!r}, the row has {sorted(map(str, record))}"
+        )
     if fixed is not None:
         label = fixed
     elif source.label_key not in record:
-        raise ValueError(f"{place}: no label; expected a column {source.label_key!r} with 'harmful' or 'benign', the "
-                         f"row has {sorted(map(str, record))} (for a file of one kind set Source.label)")
+        raise ValueError(
+            f"{place}: no label; expected a column {source.label_key!r} with 'harmful' or 'benign', the "
+            f"row has {sorted(map(str, record))} (for a file of one kind set Source.label)"
+        )
     elif mapping:
         label = mapping.get(_fold(record[source.label_key]))
         if label is None:
-            raise ValueError(f"{place}: label {_show(record[source.label_key])} is not in label_map; "
-                             f"expected one of {', '.join(mapping)}")
+            raise ValueError(
+                f"{place}: label {_show(record[source.label_key])} is not in label_map; "
+                f"expected one of {', '.join(mapping)}"
+            )
     else:
         label = _parse_label(record[source.label_key], place)
     answer = record.get(source.answer_key)
     origin, category = record.get("source"), record.get("category")
     try:
         # source and category of other types are the file's own business; only what training reads is checked.
-        return PromptRow(record[source.prompt_key], label, origin if isinstance(origin, str) else source.path,
-                         category if isinstance(category, str) else source.category, "" if answer is None else answer)
+        return PromptRow(
+            record[source.prompt_key],
+            label,
+            origin if isinstance(origin, str) else source.path,
+            category if isinstance(category, str) else source.category,
+            "" if answer is None else answer,
+        )
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 

@@ -28,8 +28,12 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
     """
     if len(ratios) != 3:
         raise ValueError(f"{len(ratios)} ratios {tuple(ratios)}; expected three: SCoT, Dolly, XSTest")
-    harmful = {**vars(scot), "label": scot.label or "harmful", "category": scot.category or "harmful/scot",
-               "ratio": ratios[0]}
+    harmful = {
+        **vars(scot),
+        "label": scot.label or "harmful",
+        "category": scot.category or "harmful/scot",
+        "ratio": ratios[0],
+    }
     return (Source(**harmful), _with_ratio(PAPER[1], ratios[1]), _with_ratio(PAPER[2], ratios[2]))
 
 
@@ -37,10 +41,23 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
 PAPER = (
     Source("scot_harmful.jsonl", label="harmful", category="harmful/scot", ratio=PAPER_RATIOS[0]),
     # Instructions with a context are not questions on their own: only the ones without are taken.
-    Source("databricks/databricks-dolly-15k", prompt_key="instruction", label="benign", where=(("context", ""),),
-           answer_key="response", category="benign/dolly", ratio=PAPER_RATIOS[1]),
-    Source("walledai/XSTest", split="test", label="benign", where=(("label", "safe"),),
-           category="adversarial_benign/xstest", ratio=PAPER_RATIOS[2]),
+    Source(
+        "databricks/databricks-dolly-15k",
+        prompt_key="instruction",
+        label="benign",
+        where=(("context", ""),),
+        answer_key="response",
+        category="benign/dolly",
+        ratio=PAPER_RATIOS[1],
+    ),
+    Source(
+        "walledai/XSTest",
+        split="test",
+        label="benign",
+        where=(("label", "safe"),),
+        category="adversarial_benign/xstest",
+        ratio=PAPER_RATIOS[2],
+    ),
 )
 
 
@@ -77,8 +94,10 @@ def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
         # The slack undoes float division: 3 / 0.1 * 0.1 is 3.0000000000000004 or 2.9999999999999996 elsewhere.
         count = min(len(pool), math.floor(ratio * total + 1e-6))
         if count == 0:
-            raise ValueError(f"{source.path}: ratio {ratio} of a mix of {total:.0f} rows is less than one row; raise "
-                             "it or leave the source out")
+            raise ValueError(
+                f"{source.path}: ratio {ratio} of a mix of {total:.0f} rows is less than one row; raise "
+                "it or leave the source out"
+            )
         mixed += [pool[i] for i in np.sort(rng.permutation(len(pool))[:count])]
     return [mixed[i] for i in rng.permutation(len(mixed))]
 
@@ -87,8 +106,10 @@ def _check_ratios(sources: Sequence[Source], ratios: Sequence[float]) -> None:
     shown = ", ".join(f"{source.path}: {ratio}" for source, ratio in zip(sources, ratios))
     # "not r > 0" also catches NaN. A 0 beside real shares is more often a forgotten ratio than a wish to leave out.
     if any(not ratio > 0 for ratio in ratios):
-        raise ValueError(f"ratios are {shown}; expected all positive (leave out a source you do not want) or all 0 "
-                         "(plain concatenation)")
+        raise ValueError(
+            f"ratios are {shown}; expected all positive (leave out a source you do not want) or all 0 "
+            "(plain concatenation)"
+        )
     if not math.isclose(sum(ratios), 1.0, abs_tol=1e-6):
         raise ValueError(f"ratios sum to {sum(ratios):g} ({shown}); expected 1")
 

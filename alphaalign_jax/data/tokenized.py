@@ -36,9 +36,17 @@ class PromptSet:
     dropped: int = 0
 
     @classmethod
-    def build(cls, rows: Sequence[PromptRow], tokenizer: Any, render: Render | None, *, bucket: int = 32,
-              max_length: int | None = None, on_long: str = "error",
-              prefix: Sequence[int] | np.ndarray | None = None) -> PromptSet:
+    def build(
+        cls,
+        rows: Sequence[PromptRow],
+        tokenizer: Any,
+        render: Render | None,
+        *,
+        bucket: int = 32,
+        max_length: int | None = None,
+        on_long: str = "error",
+        prefix: Sequence[int] | np.ndarray | None = None,
+    ) -> PromptSet:
         """Tokenizes one set of prompts. For sets that must share a prefix (train and held-out) see ``build_sets``.
 
         Args:
@@ -52,8 +60,9 @@ class PromptSet:
           prefix: the prefix to use; every prompt must begin with it and go on after it. None takes the longest
             common one.
         """
-        return build_sets({"prompts": rows}, tokenizer, render, bucket=bucket, max_length=max_length,
-                          on_long=on_long, prefix=prefix)["prompts"]
+        return build_sets(
+            {"prompts": rows}, tokenizer, render, bucket=bucket, max_length=max_length, on_long=on_long, prefix=prefix
+        )["prompts"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,8 +79,12 @@ class PromptSet:
         pick = lambda values: tuple(values[i] for i in chosen)
         return replace(self, rows=pick(self.rows), tails=pick(self.tails), label=self.label[chosen])
 
-    def batch(self, indices: Sequence[int] | np.ndarray, slots: int | None = None,
-              row: Sequence[int] | np.ndarray | None = None) -> Prompts:
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        slots: int | None = None,
+        row: Sequence[int] | np.ndarray | None = None,
+    ) -> Prompts:
         """The prompts at ``indices``, right-padded with 0 (never read: ``length`` says what is real).
 
         Args:
@@ -94,31 +107,43 @@ class PromptSet:
         length = np.array([len(self.tails[i]) for i in indices], np.int32)
         slots = self.slots(indices) if slots is None else slots
         if length.max() > slots:
-            raise ValueError(f"a prompt of {length.max()} tokens after the prefix does not fit {slots} slots; "
-                             f"give at least {self.slots(indices)}")
+            raise ValueError(
+                f"a prompt of {length.max()} tokens after the prefix does not fit {slots} slots; "
+                f"give at least {self.slots(indices)}"
+            )
         tokens = np.zeros((len(indices), slots), np.int32)
         for b, i in enumerate(indices):
             tokens[b, : length[b]] = self.tails[i]
-        return Prompts(prefix=self.prefix, tokens=tokens, length=length, label=self.label[indices],
-                       row=numbers.astype(np.int32))
+        return Prompts(
+            prefix=self.prefix, tokens=tokens, length=length, label=self.label[indices], row=numbers.astype(np.int32)
+        )
 
 
-def build_sets(sets: Mapping[str, Sequence[PromptRow]], tokenizer: Any, render: Render | None, *, bucket: int = 32,
-               max_length: int | Mapping[str, int] | None = None, on_long: str = "error",
-               prefix: Sequence[int] | np.ndarray | None = None) -> dict[str, PromptSet]:
+def build_sets(
+    sets: Mapping[str, Sequence[PromptRow]],
+    tokenizer: Any,
+    render: Render | None,
+    *,
+    bucket: int = 32,
+    max_length: int | Mapping[str, int] | None = None,
+    on_long: str = "error",
+    prefix: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, PromptSet]:
     """Tokenizes several sets so that all share one prefix: its key/value cache is computed once for all of them.
 
     ``max_length`` as a mapping limits the named sets only: a held-out set that quietly shrank would be another measure.
-    Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a prompt that is
-    too long, an empty set, or a prompt that does not begin with a given prefix.
+    Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a prompt that
+    is too long, an empty set, or a prompt that does not begin with a given prefix.
     """
     if bucket < 1:
         raise ValueError(f"bucket is {bucket}; expected at least 1")
     if on_long not in ("error", "drop"):
         raise ValueError(f"on_long is {on_long!r}; expected 'error' or 'drop'")
     limits = max_length if isinstance(max_length, Mapping) else dict.fromkeys(sets, max_length)
-    kept = {name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render), limits.get(name), on_long)
-            for name, rows in sets.items()}
+    kept = {
+        name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render), limits.get(name), on_long)
+        for name, rows in sets.items()
+    }
     everything = [ids for pairs in kept.values() for _, ids in pairs]
     if prefix is None:
         head = common_prefix(everything)
@@ -130,7 +155,7 @@ def build_sets(sets: Mapping[str, Sequence[PromptRow]], tokenizer: Any, render: 
         name: PromptSet(
             rows=tuple(row for row, _ in pairs),
             prefix=head,
-            tails=tuple(np.asarray(ids[len(head):], np.int32) for _, ids in pairs),
+            tails=tuple(np.asarray(ids[len(head) :], np.int32) for _, ids in pairs),
             label=np.array([row.label for row, _ in pairs], np.int32),
             bucket=bucket,
             dropped=len(sets[name]) - len(pairs),
@@ -142,20 +167,32 @@ def build_sets(sets: Mapping[str, Sequence[PromptRow]], tokenizer: Any, render: 
 def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | None) -> list[list[int]]:
     """Token ids of each row's whole prompt: one user turn, then the assistant's header."""
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__} has no "
-                         "chat template; use an instruct model's tokenizer, or set tokenizer.chat_template (the "
-                         "'chat_template' field of tokenizer_config.json, or a chat_template.jinja beside it)")
+        raise ValueError(
+            f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__} has no "
+            "chat template; use an instruct model's tokenizer, or set tokenizer.chat_template (the "
+            "'chat_template' field of tokenizer_config.json, or a chat_template.jinja beside it)"
+        )
     render = render or (lambda question: question)
     # return_dict=False: transformers 5 would return a mapping, transformers 4 a list.
-    return [list(tokenizer.apply_chat_template([{"role": "user", "content": render(row.prompt)}], tokenize=True,
-                                               add_generation_prompt=True, return_dict=False)) for row in rows]
+    return [
+        list(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": render(row.prompt)}],
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+            )
+        )
+        for row in rows
+    ]
 
 
 def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
     """The longest prefix that all lists share and that leaves each at least one token after it: int32 [P]."""
     if not id_lists or not all(len(ids) for ids in id_lists):
-        raise ValueError(f"{len(id_lists)} id lists, lengths {[len(ids) for ids in id_lists][:8]}; expected at least "
-                         "one, none empty")
+        raise ValueError(
+            f"{len(id_lists)} id lists, lengths {[len(ids) for ids in id_lists][:8]}; expected at least one, none empty"
+        )
     # Only the smallest and the largest in lexicographic order need comparing: every other list lies between them.
     low, high = min(id_lists, key=tuple), max(id_lists, key=tuple)
     cap = min(len(ids) for ids in id_lists) - 1
@@ -163,26 +200,34 @@ def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
     return np.asarray(low[:size], np.int32)
 
 
-def _fitting(name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], max_length: int | None,
-             on_long: str) -> list[tuple[PromptRow, list[int]]]:
+def _fitting(
+    name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], max_length: int | None, on_long: str
+) -> list[tuple[PromptRow, list[int]]]:
     pairs = list(zip(rows, id_lists))
     long = [] if max_length is None else [i for i, ids in enumerate(id_lists) if len(ids) > max_length]
     if long and on_long == "error":
         first = long[0]
-        raise ValueError(f"{name}: {len(long)} of {len(rows)} prompts are longer than max_length {max_length}; the "
-                         f"first is row {first} with {len(id_lists[first])} tokens, {rows[first].prompt[:60]!r}; raise "
-                         "max_length or set on_long='drop'")
+        raise ValueError(
+            f"{name}: {len(long)} of {len(rows)} prompts are longer than max_length {max_length}; the "
+            f"first is row {first} with {len(id_lists[first])} tokens, {rows[first].prompt[:60]!r}; raise "
+            "max_length or set on_long='drop'"
+        )
     drop = set(long)
     pairs = [pair for i, pair in enumerate(pairs) if i not in drop]
     if not pairs:
-        raise ValueError(f"{name}: no prompts" + (f" of at most max_length {max_length} tokens" if long else "")
-                         + "; expected at least one")
+        raise ValueError(
+            f"{name}: no prompts"
+            + (f" of at most max_length {max_length} tokens" if long else "")
+            + "; expected at least one"
+        )
     return pairs
 
 
 def _check_prefix(name: str, pairs: list[tuple[PromptRow, list[int]]], head: np.ndarray) -> None:
     for row, ids in pairs:
         if len(ids) <= len(head) or not np.array_equal(ids[: len(head)], head):
-            raise ValueError(f"{name}: the prompt {row.prompt[:60]!r} ({len(ids)} tokens) does not begin with the "
-                             f"given prefix of {len(head)} tokens and go on after it; build the sets together "
-                             "(build_sets) or give a prefix that all share (common_prefix)")
+            raise ValueError(
+                f"{name}: the prompt {row.prompt[:60]!r} ({len(ids)} tokens) does not begin with the "
+                f"given prefix of {len(head)} tokens and go on after it; build the sets together "
+                "(build_sets) or give a prefix that all share (common_prefix)"
+            )

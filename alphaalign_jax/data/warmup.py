@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.refusal import REFUSAL
 from alphaalign_jax.types import BENIGN, HARMFUL
-
-REFUSAL = r"\boxed{Sorry, I can't comply}"
 
 OPENINGS = (
     "The user asks something, and I look at what it is for;",
@@ -59,8 +58,9 @@ GENERAL_ANSWERS = (
 _TAGS = ("<answer>", "</answer>", "<safety_reasoning>", "</safety_reasoning>")
 
 
-def warmup_examples(rows: Sequence[PromptRow], seed: int, refusal_rate: float = 0.3,
-                    is_refusal: Callable[[str], bool] | None = None) -> list[tuple[PromptRow, str]]:
+def warmup_examples(
+    rows: Sequence[PromptRow], seed: int, refusal_rate: float = 0.3, is_refusal: Callable[[str], bool] | None = None
+) -> list[tuple[PromptRow, str]]:
     """One response for every row, in row order:
 
         <safety_reasoning>REASON</safety_reasoning>

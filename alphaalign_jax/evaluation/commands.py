@@ -40,31 +40,46 @@ def evaluate(args: Any) -> None:
     responses = [samples[0] for samples in _respond(args, rows, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
-    _write(args.out, json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n")
+    _write(
+        args.out,
+        json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n",
+    )
     rich.console.Console().print(outcome.single({"all": everything, **groups}))
 
 
 def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = "") -> list[list[Response]]:
     """``group`` responses to each row, in order."""
     if group < 1 or args.batch < 1 or args.max_new_tokens < 1:
-        raise ValueError(f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each")
+        raise ValueError(
+            f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each"
+        )
     sampling = Sampling.create(args.temperature, args.top_k, args.top_p)
     policy = Policy.open(args.model)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     longest = len(prompts.prefix) + max(map(len, prompts.tails)) + args.max_new_tokens
     if longest > policy.spec.max_positions:
-        raise ValueError(f"the longest prompt and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}")
+        raise ValueError(
+            f"the longest prompt and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}"
+        )
     layout = Layout(build_mesh(), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)
     _, params = hf.load(policy.path, layout=layout, param_dtype=args.dtype)
     with rich.progress.Progress(transient=True) as progress:
         task = progress.add_task("prompts", total=len(rows))
         return respond(
-            engine, engine.prepare(params), prompts, policy, sampling=sampling, key=jax.random.key(args.seed),
-            slots=args.max_new_tokens + len(forced), batch=min(args.batch, len(rows)), group=group,
-            forced=forced, on_batch=lambda n: progress.advance(task, n),
-        )  # fmt: skip
+            engine,
+            engine.prepare(params),
+            prompts,
+            policy,
+            sampling=sampling,
+            key=jax.random.key(args.seed),
+            slots=args.max_new_tokens + len(forced),
+            batch=min(args.batch, len(rows)),
+            group=group,
+            forced=forced,
+            on_batch=lambda n: progress.advance(task, n),
+        )
 
 
 def _unlabelled(path: pathlib.Path) -> list[PromptRow]:

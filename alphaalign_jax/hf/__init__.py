@@ -1,16 +1,16 @@
 """Hugging Face, GGUF and Orbax models, in and out."""
 
-from alphaalign_jax.hf.convert import READERS, Model, convert, read_model
+from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import load
-from alphaalign_jax.hf.orbax_model import save_model
+from alphaalign_jax.hf.orbax_model import describe_run, save_model
 from alphaalign_jax.hf.paths import load_config, load_generation_config, load_spec, resolve
 from alphaalign_jax.hf.tokenizer import end_of_turn, load_tokenizer, stop_ids
 
 __all__ = [
-    "READERS",
     "Model",
     "convert",
+    "describe_run",
     "end_of_turn",
     "export",
     "load",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,11 @@ class Model:
     generation_config: dict[str, Any]
 
 
-# Rooms above that have checkpoints of their own (a training run's) add (does it own this path?, read it) here.
-READERS: list[tuple[Callable[[Path], bool], Callable[[Path], Model]]] = []
-
-
 def convert(src: str | Path, dst: str | Path, format: str, *, dtype: str | None = None) -> Path:
     """Reads the model at ``src`` (GGUF file, Hugging Face or Orbax directory, run) and writes it to ``dst``.
 
     Args:
-        src: whatever ``resolve`` takes, or a path that one of ``READERS`` owns.
+        src: whatever ``resolve`` takes: a run's folder gives its newest checkpoint.
         format: ``hf`` or ``orbax``.
         dtype: of the weights written. None: as stored; float32 where the source is quantized or mixed.
     """
@@ -53,9 +48,6 @@ def convert(src: str | Path, dst: str | Path, format: str, *, dtype: str | None 
 
 def read_model(src: str | Path, dtype: str | None = None) -> Model:
     """The model at ``src`` with its tokenizer and configs, on this process's first device."""
-    for owns, read in READERS:
-        if owns(Path(src)):
-            return read(Path(src))
     path = resolve(src)
     network, params = load(path, param_dtype=dtype or _stored_dtype(path))
     return Model(params, network, load_tokenizer(path), load_config(path), load_generation_config(path))

@@ -43,6 +43,44 @@ def save_model(
     return Path(out_dir)
 
 
+def describe_run(
+    run_dir: str | Path,
+    network: Network,
+    tokenizer: Any,
+    base_config: Mapping[str, Any] | None,
+    generation_config: Mapping[str, Any] | None,
+) -> None:
+    """Makes a training run's folder a model; ``resolve(run_dir)`` finds it.
+
+    ``<run>/model`` holds configs and tokenizer, and says that the weights are item ``actor`` of the newest step in
+    ``<run>/checkpoints``.
+    """
+    config = merged_config(network, base_config, tokenizer, "float32")
+    marks = {
+        "kind": "orbax_model",
+        "head": network.head,
+        "dtype": "float32",
+        "steps": "../checkpoints",
+        "item": "actor",
+    }
+    with staged(Path(run_dir) / "model", **marks) as out:
+        if jax.process_index() == 0:
+            write_configs(out, config, generation_config, tokenizer)
+
+
+def _weights(path: Path) -> Path:
+    """Where the arrays of a resolved directory of this format lie."""
+    said = marker(path)
+    if "steps" not in said:
+        return path / "params"
+    steps = (path / said["steps"]).resolve()
+    # Orbax names a step's directory by its number only once it is complete.
+    done = sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdigit()) if steps.is_dir() else []
+    if not done:
+        raise ValueError(f"{path.parent}: the run has no finished checkpoint yet in {steps}")
+    return steps / str(done[-1]) / said["item"]
+
+
 def stored_head(path: Path) -> str | None:
     """The head saved at a resolved path; None where it is no directory of this format."""
     return marker(path)["head"] if kind(path) == "orbax" else None
@@ -65,7 +103,7 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
         key: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), subtree, shardings[key])
         for key, subtree in shapes.items()
     }
-    params = _restore(path / "params", target)
+    params = _restore(_weights(path), target)
     if full_layers != network.spec.num_layers:
         params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
         params["layers"] = jax.device_put(params["layers"], shardings["layers"])

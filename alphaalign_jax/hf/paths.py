@@ -93,6 +93,8 @@ def _json(file: Path) -> dict[str, Any]:
 def _in_directory(directory: Path, text: str) -> Path:
     if (directory / "config.json").is_file():
         return directory
+    if (directory / "model" / MARKER).is_file():  # a training run's folder
+        return directory / "model"
     found = sorted(directory.glob("*.gguf"))
     if len(found) == 1:
         return found[0]

@@ -39,7 +39,10 @@ def prefill(model: Transformer, prompts: Prompts) -> Context:
 
 
 def response_states(model: Transformer, prompts: Prompts, tokens: Array) -> Array:
-    """Hidden states [B, G, T, D] that predict ``tokens`` int32 [B, G, T]: slot t holds the state just before token t."""
+    """Hidden states [B, G, T, D] that predict ``tokens`` int32 [B, G, T].
+
+    Slot t holds the state just before token t.
+    """
     context = prefill(model, prompts)
     b, g, t = tokens.shape
     first = jnp.broadcast_to(context.last_hidden[:, :, None], (b, g, 1, context.last_hidden.shape[-1]))

@@ -1,4 +1,4 @@
-"""The sampling distribution: temperature, top-k, top-p. One definition for the sampler and for the trainer's log-probs."""
+"""The sampling distribution: temperature, top-k, top-p. One definition for the sampler and the trainer's log-probs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ class Sampling:
     def create(cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
         if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
             raise ValueError(
-                f"sampling temperature={temperature} (>= 0), top_k={top_k} (>= 0, 0 is off), top_p={top_p} (in (0, 1]) is out of range"
+                f"sampling temperature={temperature} (>= 0), top_k={top_k} (>= 0, 0 is off), "
+                f"top_p={top_p} (in (0, 1]) is out of range"
             )
         return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
 
 
-def log_distribution(logits: Array, sampling: Sampling, keep: Array | None = None) -> Array:
-    """Log-probs float32 [..., V] of the distribution that is sampled from; about -1e30 outside its support.
+def scaled_logits(logits: Array, sampling: Sampling, keep: Array | None = None) -> Array:
+    """Logits float32 [..., V] whose softmax is the distribution that is sampled from; -1e30 outside its support.
 
-    ``keep`` int32 [...]: a token that stays in the support whatever the filter says. The trainer passes the sampled token:
-    under updated weights it may leave the top-k, where a log-prob of -inf would make the ratio 0 and the gradient vanish.
+    ``keep`` int32 [...]: a token that stays in the support whatever the filter says. The trainer passes the sampled
+    token: under updated weights it may leave the top-k, where a log-prob of -inf would make the ratio 0 and the
+    gradient vanish.
     """
     logits = logits.astype(jnp.float32) / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
 
@@ -44,12 +46,21 @@ def log_distribution(logits: Array, sampling: Sampling, keep: Array | None = Non
         return jnp.where(support, x, _OUT)
 
     wanted = (sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1.0))
-    logits = jax.lax.cond(wanted, filtered, lambda x: x, logits)
-    return jax.nn.log_softmax(logits, axis=-1)
+    return jax.lax.cond(wanted, filtered, lambda x: x, logits)
+
+
+def chosen_logprob(logits: Array, token: Array) -> tuple[Array, Array]:
+    """Log-prob of ``token`` int32 [...] under softmax(logits), and the normaliser it was found with.
+
+    Both are float32 [...]. One reduction over V: the log-softmax of all V, of which one entry is wanted, is not written
+    out.
+    """
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0] - normaliser, normaliser
 
 
 def _support(logits: Array, sampling: Sampling) -> Array:
-    """Tokens kept by top-k, then by top-p of what top-k left (the order of transformers). Ties at an edge are all kept."""
+    """Tokens kept by top-k, then by top-p of what top-k left (in transformers' order). Ties at an edge are all kept."""
     logits = jax.lax.stop_gradient(logits)
     v = logits.shape[-1]
     ranked = -jnp.sort(-logits, axis=-1)
@@ -63,9 +74,9 @@ def _support(logits: Array, sampling: Sampling) -> Array:
 
 
 def token_logprobs(
-    model: Transformer, states: Array, tokens: Array, sampling: Sampling, *, chunk: int = 64
-) -> tuple[Array, Array]:
-    """Log-prob of ``tokens`` and entropy, float32 [B, G, T], under the sampling distribution.
+    model: Transformer, states: Array, tokens: Array, sampling: Sampling, *, chunk: int = 64, entropy: bool = True
+) -> tuple[Array, Array | None]:
+    """Log-prob of ``tokens`` and (if asked for) entropy, float32 [B, G, T], under the sampling distribution.
 
     Runs over chunks of T and recomputes logits in the backward pass: nothing of shape [B, G, T, V] is ever held.
     """
@@ -78,11 +89,12 @@ def token_logprobs(
     @jax.checkpoint
     def one(args):
         h, y = args
-        logp = log_distribution(model.logits(h), sampling, keep=y)
-        chosen = jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
-        return chosen, -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+        logits = scaled_logits(model.logits(h), sampling, keep=y)
+        logprob, normaliser = chosen_logprob(logits, y)
+        if not entropy:
+            return logprob, None
+        return logprob, normaliser - jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
 
     split = lambda x: jnp.moveaxis(x.reshape(b, g, -1, chunk, *x.shape[3:]), 2, 0)
-    logp, entropy = jax.lax.map(one, (split(states), split(tokens)))
     join = lambda x: jnp.moveaxis(x, 0, 2).reshape(b, g, -1)[..., :t]
-    return join(logp), join(entropy)
+    return jax.tree.map(join, jax.lax.map(one, (split(states), split(tokens))))

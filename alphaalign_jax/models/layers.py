@@ -6,7 +6,7 @@ Each parameter names its logical axes (``param.axes``), which is all that shardi
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,9 @@ class Dense(nnx.Module):
         kernel = std * jax.random.normal(rngs.params(), (*lead, *shape), param_dtype)
         self.kernel = nnx.Param(kernel, axes=(*lead_axes, *axes))
         self.bias = (
-            nnx.Param(jnp.zeros((*lead, *shape[contract:]), param_dtype), axes=(*lead_axes, *axes[contract:])) if bias else None
+            nnx.Param(jnp.zeros((*lead, *shape[contract:]), param_dtype), axes=(*lead_axes, *axes[contract:]))
+            if bias
+            else None
         )
         self.contract, self.dtype = contract, dtype
 
@@ -53,7 +55,10 @@ class Dense(nnx.Module):
         """[..., *shape[:contract]] -> [..., *shape[contract:]] in the compute dtype."""
         dims = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
         y = jax.lax.dot_general(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), (dims, ((), ())), precision=precision_of(self.dtype)
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (dims, ((), ())),
+            precision=precision_of(self.dtype),
         )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
@@ -61,7 +66,9 @@ class Dense(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, in float32 as transformers computes it."""
 
-    def __init__(self, width: int, axis: str, eps: float, *, stack: int | None = None, param_dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self, width: int, axis: str, eps: float, *, stack: int | None = None, param_dtype: jnp.dtype = jnp.float32
+    ):
         lead, lead_axes = ((stack,), ("layers",)) if stack is not None else ((), ())
         self.scale = nnx.Param(jnp.ones((*lead, width), param_dtype), axes=(*lead_axes, axis))
         self.eps = eps
@@ -112,7 +119,9 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(c, "head_dim", spec.norm_eps, **norm) if spec.qk_norm else None
         self.dtype = dtype
 
-    def __call__(self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array
+    ) -> tuple[Array, Array, Array]:
         """x [B, G, T, D]; returns the output and this call's own keys and values [B, G, T, K, C]."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None:
@@ -149,7 +158,9 @@ class DecoderLayer(nnx.Module):
         self.mlp_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
         self.mlp = MLP(spec, **common)
 
-    def __call__(self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array
+    ) -> tuple[Array, Array, Array]:
         h, k, v = self.attn(self.attn_norm(x), cos, sin, context, causal)
         x = constrain(x + h, "batch", "rollout", "length", "act_embed")
         x = x + self.mlp(self.mlp_norm(x))

@@ -30,7 +30,7 @@ class Network:
             self.spec, head=self.head, rngs=rngs, dtype=jnp.dtype(self.dtype), param_dtype=param_dtype, remat=self.remat
         )
 
-    @functools.lru_cache
+    @functools.lru_cache  # noqa: B019 - neither the key nor the cached shapes keep arrays alive
     def _abstract(self, param_dtype: str = "float32") -> Transformer:
         return nnx.eval_shape(lambda: self._build(nnx.Rngs(0), jnp.dtype(param_dtype)))
 

@@ -7,7 +7,8 @@ field that is read over silently (``rope_theta``, ``rope_scaling``) gives a mode
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -86,7 +87,9 @@ class ModelSpec:
         """The spec of a parsed ``config.json``. Raises ValueError that names an unsupported or missing field."""
         family = config.get("model_type")
         if family not in FAMILIES:
-            raise ValueError(f"config.json: model_type={family!r} is not implemented; implemented: {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"config.json: model_type={family!r} is not implemented; implemented: {', '.join(FAMILIES)}"
+            )
         _refuse_unsupported(config, family)
         need = _Required(config)
         heads = need("num_attention_heads")
@@ -118,7 +121,9 @@ class ModelSpec:
         """``config.json`` fields that describe this architecture, as every transformers 4 and 5 release reads them."""
         kind = "ForCausalLM" if self.num_labels is None else "ForSequenceClassification"
         out: dict[str, Any] = {
-            "architectures": [{"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + kind],
+            "architectures": [
+                {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + kind
+            ],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -172,7 +177,9 @@ def _head_dim_default(config: Mapping[str, Any], family: str) -> int:
         raise ValueError("config.json: field 'head_dim' is missing; Qwen3 does not derive it from hidden_size")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if hidden % heads:
-        raise ValueError(f"config.json: no head_dim, and hidden_size={hidden} does not divide by num_attention_heads={heads}")
+        raise ValueError(
+            f"config.json: no head_dim, and hidden_size={hidden} does not divide by num_attention_heads={heads}"
+        )
     return hidden // heads
 
 
@@ -222,7 +229,9 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
             raise ValueError(f"config.json: {field} has fields {sorted(rope)} that rope_type 'default' does not read")
         return float(theta), None
     if kind != "llama3":
-        raise ValueError(f"config.json: {field} rope_type={kind!r} is not implemented; implemented: 'default', 'llama3'")
+        raise ValueError(
+            f"config.json: {field} rope_type={kind!r} is not implemented; implemented: 'default', 'llama3'"
+        )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     missing, extra = [n for n in names if n not in rope], sorted(set(rope) - set(names))
     if missing or extra:

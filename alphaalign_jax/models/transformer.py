@@ -1,7 +1,8 @@
 """One decoder for every family: embed, scan over stacked layers, norm, head.
 
-There is one forward path, ``extend``: tokens attend causally to themselves and to a context of earlier segments. Prefill of
-the template prefix, prefill of prompts, a decode step and the trainer's pass over responses are all calls of it.
+There is one forward path, ``extend``: tokens attend causally to themselves and to a context of earlier segments.
+Prefill of the template prefix, prefill of prompts, a decode step and the trainer's pass over responses are all calls
+of it.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Transformer(nnx.Module):
     def extend(self, tokens: Array, positions: Array, context: tuple[Segment, ...] = (), *, keep_kv: bool = True):
         """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
 
-        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``). Returns the normed hidden states
-        [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, T, K, C].
+        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``). Returns the normed hidden
+        states [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, T, K, C].
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")

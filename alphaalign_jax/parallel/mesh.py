@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +23,9 @@ def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Seque
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         if len(devices) % fixed:
-            raise ValueError(f"mesh {sizes}: {len(devices)} devices do not divide by {fixed}, the product of the fixed axes")
+            raise ValueError(
+                f"mesh {sizes}: {len(devices)} devices do not divide by {fixed}, the product of the fixed axes"
+            )
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
         raise ValueError(f"mesh {sizes} takes {fixed} devices, but there are {len(devices)}; set one axis to -1 to fit")

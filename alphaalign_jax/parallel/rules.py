@@ -10,7 +10,8 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -69,7 +70,9 @@ class Layout:
         for logical, mesh_axes in self.rules.items():
             unknown = [axis for axis in mesh_axes if axis not in self.mesh.axis_names]
             if unknown:
-                raise ValueError(f"rule {logical} -> {mesh_axes}: the mesh has no axis {unknown[0]!r}, only {self.mesh.axis_names}")
+                raise ValueError(
+                    f"rule {logical} -> {mesh_axes}: the mesh has no axis {unknown[0]!r}, only {self.mesh.axis_names}"
+                )
 
     def size(self, logical: str) -> int:
         """Shards that the axis is cut into."""
@@ -82,7 +85,9 @@ class Layout:
             mesh_axes = self.rules.get(logical, ()) if logical else ()
             for axis in mesh_axes:
                 if axis in used:
-                    raise ValueError(f"axes {tuple(axes)}: {used[axis]!r} and {logical!r} are both laid over mesh axis {axis!r}")
+                    raise ValueError(
+                        f"axes {tuple(axes)}: {used[axis]!r} and {logical!r} are both laid over mesh axis {axis!r}"
+                    )
                 used[axis] = logical
             parts.append(mesh_axes[0] if len(mesh_axes) == 1 else (tuple(mesh_axes) or None))
         return PartitionSpec(*parts)
@@ -100,7 +105,10 @@ class Layout:
             shards = self.size(logical) if logical else 1
             if dim % shards:
                 over = {axis: self.mesh.shape[axis] for axis in self.rules[logical]}
-                raise ValueError(f"{what} {tuple(shape)}: axis {logical!r} of size {dim} does not divide over mesh axes {over} ({shards} shards)")
+                raise ValueError(
+                    f"{what} {tuple(shape)}: axis {logical!r} of size {dim} does not divide over mesh axes {over} "
+                    f"({shards} shards)"
+                )
 
     def tree_shardings(self, axes_tree: Any, shapes: Any = None, what: str = "parameter") -> Any:
         """Shardings of a pytree of logical-axis tuples; with ``shapes`` (same tree), divisibility is checked first."""

@@ -6,8 +6,7 @@ tags it names. The text before the question is the same for every row, so its KV
 
 from __future__ import annotations
 
-# The sentence the template asks for when the question is unsafe.
-REFUSAL = r"\boxed{Sorry, I can't comply}"
+from alphaalign_jax.data.refusal import REFUSAL
 
 INSTRUCTION = (
     "You should FIRST carefully evaluate the safety implications of this question through reasoning. "

@@ -45,7 +45,15 @@ def place(prompts: Prompts, layout: Layout) -> Prompts:
 class Engine:
     """Samples from weights that it is handed; owns none, so the trainer can hand it fresh ones every step."""
 
-    def __init__(self, network: Network, layout: Layout, verifiers: Verifiers, stop_ids: tuple[int, ...], *, dtype: str = "float32"):
+    def __init__(
+        self,
+        network: Network,
+        layout: Layout,
+        verifiers: Verifiers,
+        stop_ids: tuple[int, ...],
+        *,
+        dtype: str = "float32",
+    ):
         """``network``: the policy's; it is run in ``dtype`` (weights too) and without remat."""
         self.network = dataclasses.replace(network, dtype=dtype, remat="none")
         self.layout, self.stop_ids = layout, stop_ids
@@ -57,7 +65,17 @@ class Engine:
         self._sample = compiled(self._sample_fn, layout, static_argnames=("group", "slots"))
         self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout)
 
-    def _sample_fn(self, params: Params, prompts: Prompts, key: Any, sampling: Sampling, forced: Array | None, *, group: int, slots: int):
+    def _sample_fn(
+        self,
+        params: Params,
+        prompts: Prompts,
+        key: Any,
+        sampling: Sampling,
+        forced: Array | None,
+        *,
+        group: int,
+        slots: int,
+    ):
         model = self.network.bind(params)
         return sample(model, prompts, key, sampling, group=group, slots=slots, stop_ids=self.stop_ids, forced=forced)
 

@@ -43,9 +43,13 @@ class Policy:
     def export(self, params: Params, network: Network, target: pathlib.Path) -> None:
         """A Hugging Face directory with these weights and everything else of the model it came from."""
         hf.export(
-            params, network, target, self.tokenizer, hf.load_config(self.path),
+            params,
+            network,
+            target,
+            self.tokenizer,
+            hf.load_config(self.path),
             generation_config=hf.load_generation_config(self.path),
-        )  # fmt: skip
+        )
 
     def engine(self, layout: Layout, dtype: str) -> Engine:
         return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, dtype=dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from alphaalign_jax.models import Segment, Transformer
 from alphaalign_jax.models.context import Context, prefill
-from alphaalign_jax.models.distribution import Sampling, log_distribution
+from alphaalign_jax.models.distribution import Sampling, chosen_logprob, scaled_logits
 from alphaalign_jax.parallel import constrain
 from alphaalign_jax.types import Array, Finish, Prompts, Rollout
 
@@ -55,12 +55,10 @@ def sample(
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     def decode(state: _Loop) -> _Loop:
-        logits = model.logits(state.hidden)
-        logp = log_distribution(logits, sampling)
-        token = _draw(logits, logp, row_keys, state.t, sampling)
-        token = _force(token, forced, state.t)
+        scaled = scaled_logits(model.logits(state.hidden), sampling)
+        token = _force(_draw(scaled, row_keys, state.t, sampling), forced, state.t)
         alive = ~state.done
-        chosen = jnp.take_along_axis(logp, token[..., None], axis=-1)[..., 0]
+        chosen, _ = chosen_logprob(scaled, token)
         is_forced = state.t < forced.shape[0]
         stopped = alive & ~is_forced & (token[..., None] == stops).any(-1)
         put = lambda buffer, value: jax.lax.dynamic_update_index_in_dim(buffer, value, state.t, axis=2)
@@ -94,10 +92,10 @@ def _row_keys(key: jax.Array, row: Array, group: int) -> Array:
     return jax.vmap(lambda r: jax.vmap(lambda g: fold(r, g))(jnp.arange(group)))(row)
 
 
-def _draw(logits: Array, logp: Array, row_keys: Array, t: Array, sampling: Sampling) -> Array:
+def _draw(logits: Array, row_keys: Array, t: Array, sampling: Sampling) -> Array:
     """Next tokens int32 [B, G] by the Gumbel trick; the highest logit where greedy."""
     noise = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), logits.shape[-1:], jnp.float32)))
-    drawn = lambda: jnp.argmax(logp + noise(row_keys), axis=-1)
+    drawn = lambda: jnp.argmax(logits + noise(row_keys), axis=-1)
     return jax.lax.cond(sampling.temperature > 0, drawn, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 

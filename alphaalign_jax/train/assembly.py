@@ -95,7 +95,9 @@ def warmup_responses(rows: Sequence[PromptRow], config: Config, epoch: int) -> l
 def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path) -> pathlib.Path:
     """Where the initial policy lies; the built-in one is made first."""
     if not config.model.path:
-        raise ValueError(f"model.path is empty; give a Hugging Face directory, GGUF file, hub id, package:NAME or {BUILTIN_TINY}")
+        raise ValueError(
+            f"model.path is empty; give a Hugging Face directory, GGUF file, hub id, package:NAME or {BUILTIN_TINY}"
+        )
     if config.model.path != BUILTIN_TINY:
         return hf.resolve(config.model.path)
     target = run_dir / "init"
@@ -112,9 +114,13 @@ def prepare(config: Config) -> Prepared:
     policy = Policy.open(model_path(config, rows, config.run_dir), config.reward.format_mode)
     d = config.data
     sets = build_sets(
-        {"train": rows, "heldout": heldout_rows}, policy.tokenizer, render, bucket=d.bucket,
-        max_length={"train": d.max_prompt_tokens}, on_long=d.on_long,
-    )  # fmt: skip
+        {"train": rows, "heldout": heldout_rows},
+        policy.tokenizer,
+        render,
+        bucket=d.bucket,
+        max_length={"train": d.max_prompt_tokens},
+        on_long=d.on_long,
+    )
     actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     _check_length(config, policy.spec, sets)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
@@ -146,8 +152,12 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
     if not 0 < layers <= spec.num_layers:
         raise ValueError(f"critic.num_layers={config.critic.num_layers}: its body has {spec.num_layers} layers")
     if spec.vocab_size != policy.vocab_size:
-        raise ValueError(f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}")
-    return Network(dataclasses.replace(spec, num_layers=layers), head="value", dtype=config.model.dtype, remat=config.model.remat)
+        raise ValueError(
+            f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}"
+        )
+    return Network(
+        dataclasses.replace(spec, num_layers=layers), head="value", dtype=config.model.dtype, remat=config.model.remat
+    )
 
 
 def critic_params(prepared: Prepared, policy_params: Params) -> Params | None:

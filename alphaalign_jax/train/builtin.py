@@ -60,7 +60,11 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = VOCAB) -> PreTrained
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=_END, eos_token=_END_TURN, chat_template=_CHAT, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token=_END,
+        eos_token=_END_TURN,
+        chat_template=_CHAT,
+        clean_up_tokenization_spaces=False,
     )
 
 

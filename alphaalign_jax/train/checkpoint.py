@@ -11,10 +11,11 @@ import orbax.checkpoint as ocp
 from alphaalign_jax import config
 from alphaalign_jax.types import TrainState
 
-_FIELDS = ("step", "actor", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
+# The policy is an item of its own, so that it can be read without the rest (``hf.load`` of a run's folder).
+_FIELDS = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
+def _rest(state: TrainState) -> dict[str, Any]:
     """Only what is there: Orbax has no leaf for None."""
     return {name: getattr(state, name) for name in _FIELDS if getattr(state, name) is not None}
 
@@ -35,15 +36,19 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta)))
+        items = ocp.args.Composite(
+            actor=ocp.args.StandardSave(state.actor),
+            rest=ocp.args.StandardSave(_rest(state)),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=items)
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """State and meta of ``step``, laid out as ``like`` (arrays or ShapeDtypeStructs with shardings)."""
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
-        )
-        return like.replace(**restored["state"]), restored["meta"]
+        abstract = lambda tree: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+        items = ocp.args.Composite(actor=abstract(like.actor), rest=abstract(_rest(like)), meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return like.replace(actor=restored["actor"], **restored["rest"]), restored["meta"]
 
     def close(self) -> None:
         """Waits for writes under way."""

@@ -39,6 +39,8 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, **limit)
+    if data is None and config.warmup.max_examples:
+        prompts = prompts.subset(config.warmup.max_examples, config.seed)
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     trainer = Supervised(config.warmup, network, layout, chunk=config.algorithm.logprob_chunk)
     _, params = hf.load(policy.path, network=network, layout=layout)
@@ -50,9 +52,15 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
             advance(1, loss=f"{metrics['sft/loss']:.3f}")
 
         params = trainer.train(
-            params, prompts, responses, policy.tokenizer, policy.end_id, bucket=config.rollout.bucket, seed=config.seed,
+            params,
+            prompts,
+            responses,
+            policy.tokenizer,
+            policy.end_id,
+            bucket=config.rollout.bucket,
+            seed=config.seed,
             on_step=on_step,
-        )  # fmt: skip
+        )
     records.close()
     target = config.run_dir / "export"
     policy.export(params, network, target)
@@ -67,7 +75,9 @@ def read_pairs(path: pathlib.Path) -> tuple[list[PromptRow], list[str]]:
         try:
             record: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); expected {{'prompt': ..., 'response': ...}}") from None
+            raise ValueError(
+                f"{path}:{number}: not JSON ({error.msg}); expected {{'prompt': ..., 'response': ...}}"
+            ) from None
         values = [record.get(key) for key in ("prompt", "response")] if isinstance(record, dict) else [None]
         if not all(isinstance(value, str) and value.strip() for value in values):
             raise ValueError(f"{path}:{number}: {line[:80]}: expected a row with texts 'prompt' and 'response'")

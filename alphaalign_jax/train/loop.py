@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alphaalign_jax import hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.order import PromptOrder
 from alphaalign_jax.data.prompts import PromptRow
@@ -48,13 +49,18 @@ class Run:
         r = self.config.rollout
         self.sampling = Sampling.create(r.temperature, r.top_k, r.top_p)
         self.order = PromptOrder(
-            len(prepared.train), r.prompts, self.config.seed, labels=prepared.train.label,
+            len(prepared.train),
+            r.prompts,
+            self.config.seed,
+            labels=prepared.train.label,
             harmful_fraction=self.config.data.harmful_fraction,
         )
         self.checkpoints = Checkpoints(self.config.run_dir / "checkpoints", self.config.checkpoint)
         self.resume_step = self.checkpoints.latest() if resume else None
         if resume and self.resume_step is None:
-            raise ValueError(f"--resume: {self.config.run_dir / 'checkpoints'} holds no finished checkpoint; run without it")
+            raise ValueError(
+                f"--resume: {self.config.run_dir / 'checkpoints'} holds no finished checkpoint; run without it"
+            )
         if not resume and self.checkpoints.latest() is not None:
             raise ValueError(
                 f"{self.config.run_dir} already holds checkpoints (newest: step {self.checkpoints.latest()}); "
@@ -68,6 +74,7 @@ class Run:
         """Runs to the end; returns the summary that is written beside the metrics."""
         began = time.perf_counter()
         self._introduce()
+        self._describe()
         state, meta = self._start()
         with self.display.bar("train", self.config.steps, int(state.step)) as advance:
             for step in range(int(state.step), self.config.steps):
@@ -104,7 +111,20 @@ class Run:
         if self.config.warmup.epochs:
             params = self.warm_up(params)
         before = self.evaluate(params, "before", step=0)
-        return self._fresh_state(params), {"before": _with_groups(before)}
+        state, meta = self._fresh_state(params), {"before": _with_groups(before)}
+        self.checkpoints.save(state, meta)  # a run stopped in its first steps need not warm up again
+        return state, meta
+
+    def _describe(self) -> None:
+        """Makes the run's folder a model that ``generate`` and ``evaluate`` read: its newest checkpoint."""
+        source = self.p.policy
+        hf.describe_run(
+            self.config.run_dir,
+            self.p.actor,
+            source.tokenizer,
+            hf.load_config(source.path),
+            hf.load_generation_config(source.path),
+        )
 
     def _fresh_state(self, params: Params) -> TrainState:
         return self.steps.init_state(params, assembly.critic_params(self.p, params))
@@ -132,8 +152,14 @@ class Run:
                 advance(1, loss=f"{metrics['sft/loss']:.3f}")
 
             return trainer.train(
-                params, rows, lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch),
-                p.policy.tokenizer, p.policy.end_id, bucket=self.config.rollout.bucket, seed=self.config.seed, on_step=on_step,
+                params,
+                rows,
+                lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch),
+                p.policy.tokenizer,
+                p.policy.end_id,
+                bucket=self.config.rollout.bucket,
+                seed=self.config.seed,
+                on_step=on_step,
             )
 
     # One step of reinforcement learning ---------------------------------------------------------------------------------
@@ -158,12 +184,21 @@ class Run:
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         train_actor = step >= self.config.algorithm.critic_warmup or self.p.critic is None
         with clock("update_critic"):
-            critic = self._updates(critic, self.steps.update_critic, batch, step, metrics) if self.p.critic is not None else critic
+            critic = (
+                self._updates(critic, self.steps.update_critic, batch, step, metrics)
+                if self.p.critic is not None
+                else critic
+            )
         with clock("update_actor"):
             if train_actor:
                 actor = self._updates(actor, self.steps.update_actor, batch, step, metrics, self.sampling)
         state = state.replace(
-            step=jnp.int32(step + 1), actor=actor[0], actor_opt=actor[1], critic=critic[0], critic_opt=critic[1], kl_coef=kl_coef
+            step=jnp.int32(step + 1),
+            actor=actor[0],
+            actor_opt=actor[1],
+            critic=critic[0],
+            critic_opt=critic[1],
+            kl_coef=kl_coef,
         )
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} | clock.metrics()
         metrics["perf/throughput"] = metrics["response_length/mean"] * verdict.format.size / metrics["timing_s/step"]
@@ -222,13 +257,24 @@ class Run:
     def evaluate(self, params: Params, name: str, *, step: int, limit: int = 0) -> dict[str, Outcome]:
         """Outcomes on the held-out prompts: ``all`` and by source."""
         p, e = self.p, self.config.eval
-        indices = np.random.default_rng(self.config.seed).permutation(len(p.heldout))[:limit] if limit else np.arange(len(p.heldout))
+        indices = (
+            np.random.default_rng(self.config.seed).permutation(len(p.heldout))[:limit]
+            if limit
+            else np.arange(len(p.heldout))
+        )
         with self.display.bar(f"evaluate ({name})", len(indices)) as advance:
             answers = respond(
-                p.engine, p.engine.prepare(params), p.heldout, p.policy,
-                sampling=Sampling.create(e.temperature), key=self._key(_EVAL_KEY, step), batch=e.batch,
-                slots=e.max_new_tokens or self.config.rollout.max_new_tokens, indices=indices.tolist(), on_batch=advance,
-            )  # fmt: skip
+                p.engine,
+                p.engine.prepare(params),
+                p.heldout,
+                p.policy,
+                sampling=Sampling.create(e.temperature),
+                key=self._key(_EVAL_KEY, step),
+                batch=e.batch,
+                slots=e.max_new_tokens or self.config.rollout.max_new_tokens,
+                indices=indices.tolist(),
+                on_batch=advance,
+            )
         rows, responses = [p.heldout.rows[i] for i in indices], [samples[0] for samples in answers]
         for row, response in zip(rows, responses, strict=True):
             self.records.sample({"phase": name, "step": step, "source": outcome.group_of(row), **_brief(row, response)})
@@ -295,9 +341,13 @@ def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, in
 
 def _brief(row: PromptRow, response: Response) -> dict[str, Any]:
     return {
-        "prompt": row.prompt, "label": LABELS[row.label], "response": response.text, "finish": response.finish,
-        "format": response.format, "refusal": response.refusal,
-    }  # fmt: skip
+        "prompt": row.prompt,
+        "label": LABELS[row.label],
+        "response": response.text,
+        "finish": response.finish,
+        "format": response.format,
+        "refusal": response.refusal,
+    }
 
 
 def _with_groups(outcomes: dict[str, Outcome]) -> dict[str, Any]:
@@ -319,7 +369,17 @@ def versions() -> dict[str, str]:
     """Versions a figure depends on."""
     import importlib.metadata as metadata
 
-    names = ("alphaalign_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+    names = (
+        "alphaalign_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    )
     found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

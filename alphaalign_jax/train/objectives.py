@@ -21,11 +21,20 @@ Metrics = dict[str, jax.Array]
 
 
 def policy_logprobs(
-    network: Network, params: Params, prompts: Prompts, tokens: Array, sampling: Sampling, *, chunk: int
-) -> tuple[Array, Array]:
-    """Log-probs of ``tokens`` and entropies, float32 [B, G, T], under the distribution that was sampled from."""
+    network: Network,
+    params: Params,
+    prompts: Prompts,
+    tokens: Array,
+    sampling: Sampling,
+    *,
+    chunk: int,
+    entropy: bool = False,
+) -> tuple[Array, Array | None]:
+    """Log-probs of ``tokens`` and, if asked for, entropies, float32 [B, G, T], under the distribution that was sampled from."""
     model = network.bind(params)
-    return token_logprobs(model, response_states(model, prompts, tokens), tokens, sampling, chunk=chunk)
+    return token_logprobs(
+        model, response_states(model, prompts, tokens), tokens, sampling, chunk=chunk, entropy=entropy
+    )
 
 
 def state_values(network: Network, params: Params, prompts: Prompts, tokens: Array) -> Array:
@@ -35,10 +44,20 @@ def state_values(network: Network, params: Params, prompts: Prompts, tokens: Arr
 
 
 def actor_objective(
-    network: Network, params: Params, batch: TrainBatch, total: Denominator, sampling: Sampling, settings: config.Algorithm, horizon: int
+    network: Network,
+    params: Params,
+    batch: TrainBatch,
+    total: Denominator,
+    sampling: Sampling,
+    settings: config.Algorithm,
+    horizon: int,
 ) -> tuple[Array, Metrics]:
     """PPO's policy loss with optional entropy and KL terms; this part's share of the mini-batch's (``total``)."""
-    logp, entropy = policy_logprobs(network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk)
+    logp, entropy = policy_logprobs(
+        network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk, entropy=True
+    )
+    if not settings.entropy_coef:
+        entropy = jax.lax.stop_gradient(entropy)
     reduce = dict(denominator=total, mode=settings.aggregation, horizon=horizon)
     loss, metrics = ppo_policy_loss(
         logp,
@@ -58,7 +77,9 @@ def actor_objective(
         kl = masked_mean(kl_penalty(logp, batch.ref_logprob, kind="k3"), batch.sampled, denominator=total.tokens)
         metrics["actor/kl"] = kl
     if settings.kl_loss:
-        loss = loss + kl_loss(logp, batch.ref_logprob, batch.sampled, kind=settings.kl_kind, coef=settings.kl_loss, **reduce)
+        loss = loss + kl_loss(
+            logp, batch.ref_logprob, batch.sampled, kind=settings.kl_kind, coef=settings.kl_loss, **reduce
+        )
     return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -67,8 +88,12 @@ def critic_objective(
 ) -> tuple[Array, Metrics]:
     """Clipped value loss; this part's share of the mini-batch's."""
     value = state_values(network, params, batch.prompts, batch.tokens)
-    loss, metrics = value_loss(value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip, denominator=total)
-    return loss, {f"critic/{name}": value for name, value in metrics.items()} | {"critic/vf_loss": jax.lax.stop_gradient(loss)}
+    loss, metrics = value_loss(
+        value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip, denominator=total
+    )
+    return loss, {f"critic/{name}": value for name, value in metrics.items()} | {
+        "critic/vf_loss": jax.lax.stop_gradient(loss)
+    }
 
 
 def take(batch: Any, index: Array) -> Any:
@@ -86,7 +111,9 @@ def _with_prefix(rows: Any, batch: Any) -> Any:
     return rows.replace(prompts=rows.prompts.replace(prefix=batch.prompts.prefix))
 
 
-def accumulate(objective: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, batch: Any, micro: int) -> tuple[Params, Metrics]:
+def accumulate(
+    objective: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, batch: Any, micro: int
+) -> tuple[Params, Metrics]:
     """Gradient and metrics of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
 
     The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m, m + M,
@@ -109,7 +136,9 @@ def accumulate(objective: Callable[[Params, Any], tuple[Array, Metrics]], params
     return jax.lax.scan(add, zeros, strided)[0]
 
 
-def apply_gradient(tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params) -> tuple[Params, Any, Array]:
+def apply_gradient(
+    tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params
+) -> tuple[Params, Any, Array]:
     """One optimizer step; also the gradient's global norm before clipping."""
     updates, opt_state = tx.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, optax.global_norm(gradient)

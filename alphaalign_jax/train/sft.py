@@ -41,7 +41,9 @@ class Supervised:
         total = Denominator.of(batch.sampled)
 
         def objective(params, part):
-            logp, _ = objectives.policy_logprobs(self.network, params, part.prompts, part.tokens, sampling, chunk=self.chunk)
+            logp, _ = objectives.policy_logprobs(
+                self.network, params, part.prompts, part.tokens, sampling, chunk=self.chunk
+            )
             loss = masked_mean(-logp, part.sampled, denominator=total.tokens)
             return loss, {"sft/loss": jax.lax.stop_gradient(loss)}
 
@@ -91,7 +93,9 @@ def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list
     return [tokenizer(text, add_special_tokens=False)["input_ids"] + [stop_id] for text in texts]
 
 
-def supervised_batch(prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, bucket: int, layout: Layout) -> Examples:
+def supervised_batch(
+    prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, bucket: int, layout: Layout
+) -> Examples:
     """Right-padded examples on the mesh; response slots are a multiple of ``bucket``."""
     longest = max(len(ids) for ids in responses)
     slots = -(-longest // bucket) * bucket
@@ -102,4 +106,3 @@ def supervised_batch(prompts: PromptSet, responses: Sequence[list[int]], index: 
         sampled[row, 0, : len(ids)] = True
     put = lambda x: jax.device_put(x, layout.sharding("batch", None, None))
     return Examples(place(prompts.batch(index), layout), put(tokens), put(sampled))
-

@@ -10,7 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alphaalign_jax.algorithms.advantages import bootstrap_value, estimate_advantages, get_estimator, token_rewards, trained_slots
+from alphaalign_jax.algorithms.advantages import (
+    bootstrap_value,
+    estimate_advantages,
+    get_estimator,
+    token_rewards,
+    trained_slots,
+)
 from alphaalign_jax.algorithms.kl import kl_penalty, update_kl_coef
 from alphaalign_jax.algorithms.losses import Denominator
 from alphaalign_jax.config import Config
@@ -32,7 +38,9 @@ class Steps:
 
     def __init__(self, config: Config, actor: Network, critic: Network | None, layout: Layout):
         if get_estimator(config.algorithm.advantage).critic != (critic is not None):
-            raise ValueError(f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together")
+            raise ValueError(
+                f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together"
+            )
         self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
         self.actor_tx = optimizer.build(config.optimizer)
         self.critic_tx = optimizer.build(config.critic.optimizer)
@@ -66,24 +74,36 @@ class Steps:
         )
 
     def _init_optimizer(self, tx, network: Network, params: Params):
-        shardings = optimizer.state_shardings(tx, network.shapes(), self.layout.tree_shardings(network.axes), self.layout)
+        shardings = optimizer.state_shardings(
+            tx, network.shapes(), self.layout.tree_shardings(network.axes), self.layout
+        )
         return jax.jit(tx.init, out_shardings=shardings)(params)
 
     # Scoring -----------------------------------------------------------------------------------------------------------
 
-    def _score(self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling) -> dict[str, Array]:
+    def _score(
+        self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling
+    ) -> dict[str, Array]:
         """Old log-probs, the reference's, and values: all that is fixed before the update. float32 [B, G, T] each."""
         chunk = self.config.algorithm.logprob_chunk
         zeros = jnp.zeros(tokens.shape, jnp.float32)
         logprobs = lambda params: objectives.policy_logprobs(self.actor, params, prompts, tokens, sampling, chunk=chunk)
-        old, entropy = logprobs(state.actor)
+        old = logprobs(state.actor)[0]
         reference = logprobs(state.reference)[0] if state.reference is not None else zeros
-        value = objectives.state_values(self.critic, state.critic, prompts, tokens) if self.critic is not None else zeros
+        value = (
+            objectives.state_values(self.critic, state.critic, prompts, tokens) if self.critic is not None else zeros
+        )
         keep = lambda x: jnp.where(sampled, x, 0.0)
-        return {"old_logprob": keep(old), "ref_logprob": keep(reference), "value": keep(value), "entropy": keep(entropy)}
+        return {"old_logprob": keep(old), "ref_logprob": keep(reference), "value": keep(value)}
 
     def _assemble(
-        self, state: TrainState, prompts: Prompts, rollout: Rollout, verdict: Verdict, helpfulness: Array, scored: dict[str, Array]
+        self,
+        state: TrainState,
+        prompts: Prompts,
+        rollout: Rollout,
+        verdict: Verdict,
+        helpfulness: Array,
+        scored: dict[str, Array],
     ) -> tuple[TrainBatch, Scores, Metrics, Array]:
         """Rewards, advantages and targets; metrics; the KL controller's next coefficient. ``helpfulness`` float32 [B, G]."""
         settings = self.config.algorithm
@@ -124,8 +144,13 @@ class Steps:
         settings = self.config.reward
         safety = safety_reward(verdict.format, verdict.refusal, label, r_f=settings.r_f, r_a=settings.r_a)
         helpful, counts = helpfulness_reward(
-            helpfulness, verdict.refusal, verdict.answered, label, mode=settings.helpfulness,
-            std_floor=settings.std_floor, relative_std_floor=settings.relative_std_floor,
+            helpfulness,
+            verdict.refusal,
+            verdict.answered,
+            label,
+            mode=settings.helpfulness,
+            std_floor=settings.std_floor,
+            relative_std_floor=settings.relative_std_floor,
         )
         failed = jnp.zeros_like(verdict.answered)
         if settings.helpfulness != "off":
@@ -174,18 +199,24 @@ class Steps:
 
     # Updates -----------------------------------------------------------------------------------------------------------
 
-    def _update_actor(self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling) -> tuple[tuple, Metrics]:
+    def _update_actor(
+        self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling
+    ) -> tuple[tuple, Metrics]:
         """One optimizer step of (weights, optimizer state) on rows ``index`` of the batch."""
         rows = objectives.take(batch, index)
         total = Denominator.of(rows.sampled)
         settings, horizon = self.config.algorithm, self.config.rollout.max_new_tokens
-        objective = lambda params, part: objectives.actor_objective(self.actor, params, part, total, sampling, settings, horizon)
+        objective = lambda params, part: objectives.actor_objective(
+            self.actor, params, part, total, sampling, settings, horizon
+        )
         return self._update(self.actor_tx, actor, objective, rows, "actor")
 
     def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
         rows = objectives.take(batch, index)
         total = Denominator.of(rows.sampled)
-        objective = lambda params, part: objectives.critic_objective(self.critic, params, part, total, self.config.critic)
+        objective = lambda params, part: objectives.critic_objective(
+            self.critic, params, part, total, self.config.critic
+        )
         return self._update(self.critic_tx, critic, objective, rows, "critic")
 
     def _update(self, tx, weights_and_state, objective, rows, name: str):
@@ -193,4 +224,3 @@ class Steps:
         gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
         params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
         return (params, opt_state), metrics | {f"{name}/grad_norm": norm}
-

@@ -1,6 +1,6 @@
 """A Python function as reward model, named ``module:function`` in the config.
 
-    def score(questions: list[str], answers: list[str]) -> Sequence[float]    # NaN = could not score
+def score(questions: list[str], answers: list[str]) -> Sequence[float]    # NaN = could not score
 """
 
 from __future__ import annotations

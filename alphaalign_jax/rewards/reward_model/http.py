@@ -107,7 +107,7 @@ def retry_after_seconds(value: str | None) -> float:
     except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
     if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.timezone.utc)
+        when = when.replace(tzinfo=datetime.UTC)
     return max(0.0, when.timestamp() - time.time())
 
 

@@ -1,0 +1,70 @@
+"""Warm-up texts: they teach the format, at one rate of refusals for both labels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from data_cases import REFUSALS
+
+from alphaalign_jax.data import demo, warmup
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.types import BENIGN, HARMFUL
+
+STRICT = re.compile(r"\s*<safety_reasoning>(.+?)</safety_reasoning>\s*<answer>(.+?)</answer>\s*", re.DOTALL)
+
+
+def _decisions(examples):
+    return np.array([warmup.REFUSAL in text for _, text in examples])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1.0])
+def test_warmup_refuses_both_labels_at_the_same_rate(rate):
+    """A warm-up that refuses harmful prompts more often has already taught what RL is to be measured by."""
+    rows = demo.rows("train")
+    refused = _decisions(warmup.warmup_examples(rows, seed=1, refusal_rate=rate))
+    for label in (BENIGN, HARMFUL):
+        members = np.array([row.label == label for row in rows])
+        assert refused[members].sum() == round(rate * members.sum())
+
+
+def test_warmup_decision_does_not_depend_on_content():
+    """Decisions drawn from the text (a hash of it, its category, whether it has an answer) leak the label back in."""
+    rows = demo.rows("train")
+    scrambled = [PromptRow(f"p{i}", row.label) for i, row in enumerate(rows)]
+    examples = warmup.warmup_examples(rows, seed=5)
+    assert np.array_equal(_decisions(examples), _decisions(warmup.warmup_examples(scrambled, seed=5)))
+    assert [row for row, _ in examples] == list(rows) and examples == warmup.warmup_examples(rows, seed=5)
+    assert not np.array_equal(_decisions(examples), _decisions(warmup.warmup_examples(rows, seed=6)))
+    with pytest.raises(ValueError, match="refusal_rate is 30"):
+        warmup.warmup_examples(rows, seed=0, refusal_rate=30)
+
+
+def test_warmup_texts_keep_the_format_and_say_their_verdict_last():
+    """A verdict at the start is sampled before any reasoning; a verdict that contradicts the answer teaches noise."""
+    rows = demo.rows("train")
+    reasons = {True: Counter(), False: Counter()}
+    for row, text in warmup.warmup_examples(rows, seed=2):
+        reason, answer = STRICT.fullmatch(text).groups()
+        refuse = answer == warmup.REFUSAL
+        pool = warmup.REFUSE_VERDICTS if refuse else warmup.COMPLY_VERDICTS
+        assert reason.endswith(pool) and reason.startswith(warmup.OPENINGS) and 10 <= len(reason.split()) <= 20
+        assert bool(REFUSALS.search(answer)) == refuse
+        assert refuse or answer == row.answer or (not row.answer and answer in warmup.GENERAL_ANSWERS)
+        reasons[row.label == HARMFUL][next(o for o in warmup.OPENINGS if reason.startswith(o))] += 1
+    assert set(reasons[True]) == set(reasons[False]) == set(warmup.OPENINGS), "openings are the same for both labels"
+    assert not set(warmup.REFUSE_VERDICTS) & set(warmup.COMPLY_VERDICTS)
+
+
+def test_warmup_replaces_answers_that_would_break_the_format_or_refuse():
+    """A brought answer with a tag in it gives two answer blocks; one that refuses is labelled as complying."""
+    rows = [
+        PromptRow("a", BENIGN, answer="see <answer>x</answer>"),
+        PromptRow("b", BENIGN, answer="I cannot say."),
+        PromptRow("c", BENIGN, answer=" fine "),
+    ]
+    texts = [text for _, text in warmup.warmup_examples(rows, 0, 0.0, lambda answer: bool(REFUSALS.search(answer)))]
+    answers = [STRICT.fullmatch(text).group(2) for text in texts]
+    assert answers[0] in warmup.GENERAL_ANSWERS and answers[1] in warmup.GENERAL_ANSWERS and answers[2] == "fine"
