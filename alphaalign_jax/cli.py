@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-USER_ERRORS = (ValueError, FileNotFoundError)
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
+
+USER_ERRORS = (ValueError, FileNotFoundError, RewardModelError)
 
 
 def boolean(text: str) -> bool:
@@ -53,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--top_p", type=float, default=1.0)
         command.add_argument("--max_new_tokens", type=int, default=512)
         command.add_argument("--batch", type=int, default=16, help="prompts at a time")
+        command.add_argument("--tensor", type=int, default=1, help="devices that share one copy of the weights")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
@@ -127,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if os.environ.get("ALPHAALIGN_TRACEBACK"):
             raise
-        print(f"alphaalign {args.command}: {error}", file=sys.stderr)
+        print(f"alphaalign {args.command}: {error} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
     return 0
 

@@ -14,7 +14,8 @@ import importlib.util
 import pathlib
 import sys
 import typing
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -66,7 +67,7 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
-    clip_norm: float = 1.0  # global norm
+    clip_norm: float = 1.0  # global norm; 0 is off
 
 
 @_section
@@ -88,6 +89,7 @@ class Rollout:
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # 1 is off
     bucket: int = 32  # response slots of the trainer are a multiple of it
+    max_logprob_gap: float = 0.05  # nats, mean: a run whose trainer and sampler differ by more at its start is stopped
 
 
 @_section
@@ -118,7 +120,7 @@ class RewardModel:
 class Critic:
     path: str = ""  # its body; empty: the policy's own initial weights
     num_layers: int = 0  # keep only the first n layers; 0 is all
-    value_clip: float = 0.5
+    value_clip: float = 0.5  # 0 is off
     optimizer: Optimizer = dataclasses.field(default_factory=lambda: Optimizer(learning_rate=1e-5))
 
 
@@ -127,9 +129,10 @@ class Algorithm:
     advantage: str = "gae"  # gae (PPO, with a critic), grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch
     gamma: float = 1.0
     lam: float = 1.0
+    std_floor: float = 1e-3  # of grpo, in units of the reward
     clip_low: float = 0.2
     clip_high: float = 0.2
-    dual_clip: float = 3.0
+    dual_clip: float = 3.0  # 0 is off
     aggregation: str = "token-mean"
     entropy_coef: float = 0.0
     kl_in_reward: float = 0.0  # coefficient of k1 in the token rewards
@@ -320,6 +323,33 @@ def _get(config: Config, key: str) -> Any:
     return config
 
 
+def _check_algorithm(config: Config) -> None:
+    """Numbers that the losses and estimators would refuse, or not read, once everything is compiled."""
+    a, critic = config.algorithm, config.critic
+    gae = a.advantage == "gae"
+    if not gae and a.lam != 1.0:
+        raise ValueError(f"algorithm.lam={a.lam}: algorithm.advantage={a.advantage!r} does not read it; leave it at 1")
+    if a.gamma != 1.0 and a.advantage not in ("gae", "reinforce_plus_plus"):
+        raise ValueError(
+            f"algorithm.gamma={a.gamma}: algorithm.advantage={a.advantage!r} does not discount; leave it at 1"
+        )
+    if not 0 < a.clip_low <= 1 or a.clip_high <= 0:
+        raise ValueError(f"algorithm.clip_low={a.clip_low} must be in (0, 1], clip_high={a.clip_high} positive")
+    if a.dual_clip and a.dual_clip <= 1:
+        raise ValueError(f"algorithm.dual_clip={a.dual_clip}: expected a number above 1, or 0 for no dual clip")
+    if critic.value_clip < 0 or a.std_floor <= 0:
+        raise ValueError(
+            f"critic.value_clip={critic.value_clip} must be 0 (off) or more, algorithm.std_floor={a.std_floor} positive"
+        )
+    rows = config.rollout.prompts * config.rollout.group
+    if a.kl_controller == "adaptive" and (a.kl_target <= 0 or a.kl_horizon <= rows / 5):
+        raise ValueError(
+            f"algorithm.kl_target={a.kl_target} must be positive, kl_horizon={a.kl_horizon} above {rows / 5:g} (a fifth of a step's responses)"
+        )
+    if config.eval.temperature < 0:
+        raise ValueError(f"config.eval.temperature={config.eval.temperature}: expected 0 (greedy) or more")
+
+
 def _check(config: Config) -> None:
     for key, valid in _CHOICES.items():
         if _get(config, key) not in valid:
@@ -342,6 +372,7 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
         )
+    _check_algorithm(config)
     if not a.reference and (a.kl_in_reward or a.kl_loss):
         raise ValueError(f"algorithm.kl_in_reward={a.kl_in_reward}, kl_loss={a.kl_loss} need algorithm.reference=True")
     if a.truncated == "bootstrap" and a.advantage != "gae":

@@ -90,11 +90,11 @@ class TrainBatch:
 
 @flax.struct.dataclass
 class Examples:
-    """A supervised batch: prompts with the responses to imitate. G is 1."""
+    """Prompts with responses and nothing else known of them: to be imitated (G is 1), or scored."""
 
     prompts: Prompts
-    tokens: Array  # int32 [B, 1, T]
-    sampled: Array  # bool [B, 1, T], tokens to learn: the response and its stop token
+    tokens: Array  # int32 [B, G, T]
+    sampled: Array  # bool [B, G, T], the response's own tokens, stop token included
 
 
 @flax.struct.dataclass

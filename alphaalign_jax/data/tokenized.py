@@ -13,6 +13,10 @@ from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]
 
+# Llama 3's template writes today's date into the prompt: a run resumed tomorrow would train on other tokens. This is the
+# date that the template itself falls back to; templates that do not ask for one ignore it.
+CHAT_CONTEXT = {"date_string": "26 Jul 2024"}
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -181,6 +185,7 @@ def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | No
                 tokenize=True,
                 add_generation_prompt=True,
                 return_dict=False,
+                **CHAT_CONTEXT,
             )
         )
         for row in rows

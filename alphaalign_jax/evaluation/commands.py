@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import rich.console
@@ -16,6 +17,7 @@ from alphaalign_jax.data.prompts import PromptRow, Source, read
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
+from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.template import render
@@ -57,14 +59,14 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     policy = Policy.open(args.model)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
-    longest = len(prompts.prefix) + max(map(len, prompts.tails)) + args.max_new_tokens
+    longest = len(prompts.prefix) + max(map(len, prompts.tails)) + len(forced) + args.max_new_tokens
     if longest > policy.spec.max_positions:
         raise ValueError(
-            f"the longest prompt and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}"
+            f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}"
         )
-    layout = Layout(build_mesh(), rule_table("tensor"))
+    layout = Layout(build_mesh(tensor=args.tensor), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)
-    _, params = hf.load(policy.path, layout=layout, param_dtype=args.dtype)
+    _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
     with rich.progress.Progress(transient=True) as progress:
         task = progress.add_task("prompts", total=len(rows))
         return respond(

@@ -4,7 +4,8 @@ evaluation, generation and the training loop share."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import Engine
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import Finish, Rollout
-
 
 WIDE = 128  # prompt tokens beyond which a batch shrinks: prefill memory grows with width squared
 

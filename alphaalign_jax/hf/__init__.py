@@ -4,7 +4,7 @@ from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import load
 from alphaalign_jax.hf.orbax_model import describe_run, save_model
-from alphaalign_jax.hf.paths import load_config, load_generation_config, load_spec, resolve
+from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve
 from alphaalign_jax.hf.tokenizer import end_of_turn, load_tokenizer, stop_ids
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "describe_run",
     "end_of_turn",
     "export",
+    "is_classifier",
     "load",
     "load_config",
     "load_generation_config",

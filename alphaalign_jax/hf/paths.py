@@ -95,6 +95,8 @@ def _in_directory(directory: Path, text: str) -> Path:
         return directory
     if (directory / "model" / MARKER).is_file():  # a training run's folder
         return directory / "model"
+    if (directory / "export" / "config.json").is_file():  # a supervised run's
+        return directory / "export"
     found = sorted(directory.glob("*.gguf"))
     if len(found) == 1:
         return found[0]

@@ -51,16 +51,17 @@ class Dense(nnx.Module):
         )
         self.contract, self.dtype = contract, dtype
 
-    def __call__(self, x: Array) -> Array:
-        """[..., *shape[:contract]] -> [..., *shape[contract:]] in the compute dtype."""
+    def __call__(self, x: Array, out_dtype: jnp.dtype | None = None) -> Array:
+        """[..., *shape[:contract]] -> [..., *shape[contract:]] in the compute dtype, or unrounded in ``out_dtype``."""
         dims = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
         y = jax.lax.dot_general(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
             (dims, ((), ())),
             precision=precision_of(self.dtype),
+            preferred_element_type=out_dtype,
         )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):

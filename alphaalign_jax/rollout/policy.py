@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from alphaalign_jax import hf
 from alphaalign_jax.models import ModelSpec, Network, Params
@@ -29,8 +30,13 @@ class Policy:
     def open(cls, path: str | pathlib.Path, format_mode: str = "strict") -> Policy:
         """Reads everything but the weights."""
         path = hf.resolve(str(path))
+        config = hf.load_config(path)
+        if hf.is_classifier(config):
+            raise ValueError(
+                f"model {path}: {config['architectures'][0]} is a classifier; a policy needs a causal language model"
+            )
         spec, tokenizer = hf.load_spec(path), hf.load_tokenizer(path)
-        stops = hf.stop_ids(tokenizer, hf.load_generation_config(path), hf.load_config(path))
+        stops = hf.stop_ids(tokenizer, hf.load_generation_config(path), config)
         table = token_bytes(tokenizer, spec.vocab_size)
         return cls(path, spec, tokenizer, stops, table, Verifiers.build(table, stops, format_mode))
 

@@ -6,7 +6,7 @@ nor on the mesh, and two steps never share noise.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,6 @@ class Prepared:
     critic: Network | None
     train_layout: Layout
     engine: Engine
-    params: Params  # the initial policy, float32, training layout
     train: PromptSet
     heldout: PromptSet
     audit: Audit
@@ -49,7 +49,15 @@ class Prepared:
 
 def as_source(entry: Any) -> Source:
     """A config's entry: a path, or a dict of ``Source`` fields."""
-    return Source(path=entry) if isinstance(entry, str) else Source(**dict(entry))
+    if isinstance(entry, str):
+        return Source(path=entry)
+    known = {field.name for field in dataclasses.fields(Source)}
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise ValueError(
+            f"data source {dict(entry)}: no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+        )
+    return Source(**dict(entry))
 
 
 def layouts(config: Config) -> tuple[Layout, Layout]:
@@ -100,11 +108,9 @@ def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path)
         )
     if config.model.path != BUILTIN_TINY:
         return hf.resolve(config.model.path)
-    target = run_dir / "init"
-    if not (target / "config.json").exists():
-        texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
-        build_tiny(target, texts, config.seed)
-    return target
+    # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed or data.
+    texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
+    return build_tiny(run_dir / "init", texts, config.seed)
 
 
 def prepare(config: Config) -> Prepared:
@@ -128,10 +134,12 @@ def prepare(config: Config) -> Prepared:
     rollout_layout.check("rollout.prompts", (config.rollout.prompts,), ("batch",))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
     scorer = build_scorer(config)
-    _, params = hf.load(policy.path, network=actor, layout=train_layout)
-    return Prepared(
-        config, policy, actor, critic, train_layout, engine, params, sets["train"], sets["heldout"], report, scorer
-    )
+    return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
+
+
+def load_params(prepared: Prepared) -> Params:
+    """The initial policy, float32, in the training layout."""
+    return hf.load(prepared.policy.path, network=prepared.actor, layout=prepared.train_layout)[1]
 
 
 def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -> None:
@@ -156,7 +164,10 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
             f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}"
         )
     return Network(
-        dataclasses.replace(spec, num_layers=layers), head="value", dtype=config.model.dtype, remat=config.model.remat
+        dataclasses.replace(spec, num_layers=layers, num_labels=None),
+        head="value",
+        dtype=config.model.dtype,
+        remat=config.model.remat,
     )
 
 

@@ -7,7 +7,7 @@ knows only the words of the demo set; the format warm-up is all the language it 
 from __future__ import annotations
 
 import pathlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

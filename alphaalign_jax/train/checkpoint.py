@@ -2,55 +2,112 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
-from alphaalign_jax import config
+from alphaalign_jax import config as config_lib
 from alphaalign_jax.types import TrainState
 
 # The policy is an item of its own, so that it can be read without the rest (``hf.load`` of a run's folder).
-_FIELDS = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
+_REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
+# What may differ between a run and its resumption: nothing that a step computes.
+_FREE = ("name", "out", "steps", "samples", "export", "eval", "checkpoint")
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
     """Only what is there: Orbax has no leaf for None."""
-    return {name: getattr(state, name) for name in _FIELDS if getattr(state, name) is not None}
+    return {name: getattr(state, name) for name in _REST if getattr(state, name) is not None}
 
 
 class Checkpoints:
     """Training states by step under ``directory``. The data position and every random key are functions of the step."""
 
-    def __init__(self, directory: pathlib.Path, settings: config.Checkpoint):
-        options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+    def __init__(self, directory: pathlib.Path, settings: config_lib.Checkpoint):
+        self.directory, self._settings = pathlib.Path(directory).absolute(), settings
+        self._manager: ocp.CheckpointManager | None = None
+        if self.directory.is_dir():
+            self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        """The folder is made by the first save, not by a run that is refused."""
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._settings.keep, create=True)
+            items = {"actor": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler()}
+            handlers = {**items, "meta": ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        return self._manager
 
     def latest(self) -> int | None:
         """The newest finished step, None where there is none."""
-        return self._manager.latest_step()
+        return None if self._manager is None else self._manager.latest_step()
+
+    def check(self, config: config_lib.Config, resume: bool) -> None:
+        """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints."""
+        latest = self.latest()
+        if not resume and latest is not None:
+            raise ValueError(
+                f"{config.run_dir} already holds checkpoints (newest: step {latest}); continue with --resume, or choose "
+                "another --config.out"
+            )
+        if not resume:
+            return
+        if latest is None:
+            raise ValueError(f"--resume: {self.directory} holds no finished checkpoint; run without it")
+        meta = self._manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        differing = _differences(meta["config"], _plain(dataclasses.asdict(config)))
+        if differing:
+            raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
+        if config.steps < latest:
+            raise ValueError(f"--resume: steps={config.steps}, but the run is already at step {latest}")
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts writing ``state`` under its step; a step that is there already is left as it is."""
-        step = int(state.step)
-        if step in self._manager.all_steps():
+        step, manager = int(state.step), self._open()
+        if step in manager.all_steps():
             return
         items = ocp.args.Composite(
             actor=ocp.args.StandardSave(state.actor),
             rest=ocp.args.StandardSave(_rest(state)),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(_plain(meta)),
         )
-        self._manager.save(step, args=items)
+        manager.save(step, args=items)
 
-    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """State and meta of ``step``, laid out as ``like`` (arrays or ShapeDtypeStructs with shardings)."""
-        abstract = lambda tree: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-        items = ocp.args.Composite(actor=abstract(like.actor), rest=abstract(_rest(like)), meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state and its meta, laid out as ``like`` (ShapeDtypeStructs with shardings)."""
+        items = ocp.args.Composite(
+            actor=ocp.args.StandardRestore(like.actor),
+            rest=ocp.args.StandardRestore(_rest(like)),
+            meta=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(self._manager.latest_step(), args=items)
         return like.replace(actor=restored["actor"], **restored["rest"]), restored["meta"]
 
     def close(self) -> None:
         """Waits for writes under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of settings that differ, those that may left out."""
+    found = []
+    for key in sorted({*old, *new}):
+        if not prefix and key in _FREE:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} then, {b!r} now")
+    return found

@@ -28,6 +28,10 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
     display = display or Display()
+    # A run's folder of its own: the metrics and export of a training run of this config must not be written over.
+    run_dir = pathlib.Path(config.out or f"runs/{config.name}-sft")
+    if (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} holds a training run; choose another --config.out")
     layout, _ = assembly.layouts(config)
     if data is None:
         rows = assembly.read_rows(config)[0]
@@ -35,7 +39,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     else:
         rows, texts = read_pairs(pathlib.Path(data))
         responses = lambda epoch: texts
-    policy = Policy.open(assembly.model_path(config, rows, config.run_dir), config.reward.format_mode)
+    policy = Policy.open(assembly.model_path(config, rows, run_dir), config.reward.format_mode)
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, **limit)
@@ -44,7 +48,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     trainer = Supervised(config.warmup, network, layout, chunk=config.algorithm.logprob_chunk)
     _, params = hf.load(policy.path, network=network, layout=layout)
-    records, began = Records(config.run_dir), time.perf_counter()
+    records, began = Records(run_dir), time.perf_counter()
     with display.bar("sft", trainer.steps(len(prompts))) as advance:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -62,7 +66,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
             on_step=on_step,
         )
     records.close()
-    target = config.run_dir / "export"
+    target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps(len(prompts))} steps, {time.perf_counter() - began:.0f} s; exported to {target}")
     return target
@@ -71,7 +75,9 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
 def read_pairs(path: pathlib.Path) -> tuple[list[PromptRow], list[str]]:
     """Prompts and responses of a JSONL file; ValueError with file and line for a row that is not a pair of texts."""
     rows, texts = [], []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             record: Any = json.loads(line)
         except json.JSONDecodeError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def actor_objective(
         batch.sampled,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
-        dual_clip=settings.dual_clip,
+        dual_clip=settings.dual_clip or None,
         **reduce,
     )
     metrics = {f"actor/{name}": value for name, value in metrics.items()} | {"actor/pg_loss": loss}
@@ -89,7 +90,7 @@ def critic_objective(
     """Clipped value loss; this part's share of the mini-batch's."""
     value = state_values(network, params, batch.prompts, batch.tokens)
     loss, metrics = value_loss(
-        value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip, denominator=total
+        value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip or None, denominator=total
     )
     return loss, {f"critic/{name}": value for name, value in metrics.items()} | {
         "critic/vf_loss": jax.lax.stop_gradient(loss)
@@ -124,8 +125,7 @@ def accumulate(
     gradient = jax.grad(objective, has_aux=True)
     if micro == size:
         return gradient(params, batch)
-    parts = size // micro
-    strided = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, parts, *x.shape[1:]), 0, 1), _batch_led(batch))
+    strided = _strided(batch, micro)
 
     def add(total, rows):
         return jax.tree.map(jnp.add, total, gradient(params, _with_prefix(rows, batch))), None
@@ -134,6 +134,21 @@ def accumulate(
     shapes = jax.eval_shape(gradient, params, _with_prefix(first, batch))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, strided)[0]
+
+
+def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
+    """``function`` over micro-batches cut as in ``accumulate``; its batch-led results put back in order."""
+    size = batch.sampled.shape[0]
+    if micro in (0, size):
+        return function(batch)
+    found = jax.lax.map(lambda rows: function(_with_prefix(rows, batch)), _strided(batch, micro))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:]), found)
+
+
+def _strided(batch: Any, micro: int) -> Any:
+    """Leaves [B, ...] as [B // micro, micro, ...], part m with rows m, m + B // micro, ..."""
+    parts = batch.sampled.shape[0] // micro
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, parts, *x.shape[1:]), 0, 1), _batch_led(batch))
 
 
 def apply_gradient(

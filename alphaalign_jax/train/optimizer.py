@@ -17,10 +17,8 @@ def build(settings: config.Optimizer) -> optax.GradientTransformation:
     if settings.warmup_steps:
         # Step 0 takes 1 / warmup_steps of the rate: a first update of exactly 0 would be a step thrown away.
         rate = optax.linear_schedule(rate / settings.warmup_steps, rate, settings.warmup_steps - 1)
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay),
-    )
+    adamw = optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm else adamw
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, layout: Layout) -> Any:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import platform
 import time
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
 
 import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
+
+from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.evaluation.respond import Response
+from alphaalign_jax.types import LABELS
 
 
 class Records:
@@ -25,12 +32,17 @@ class Records:
             kept = _before(path, resume_step) if resume_step is not None else []
             path.write_text("".join(kept))
             self._files[name] = path.open("a")
-        self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=resume_step)
+        # Two writers: a resumption purges steps from its own on, and the warm-up counts steps of its own.
+        board = self.directory / "tensorboard"
+        self._tensorboard = {
+            False: SummaryWriter(str(board / "train"), purge_step=resume_step),
+            True: SummaryWriter(str(board / "warmup")),
+        }
 
     def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         self._line("metrics", {"phase": phase, "step": step, **values})
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard[phase == "warmup"].add_scalar(name, value, step)
 
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)
@@ -45,7 +57,40 @@ class Records:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        self._tensorboard.close()
+        for writer in self._tensorboard.values():
+            writer.close()
+
+
+def brief(row: PromptRow, response: Response) -> dict[str, Any]:
+    """A prompt with its response, as ``samples.jsonl`` has it."""
+    return {
+        "prompt": row.prompt,
+        "label": LABELS[row.label],
+        "response": response.text,
+        "finish": response.finish,
+        "format": response.format,
+        "refusal": response.refusal,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions a figure depends on."""
+    names = (
+        "alphaalign_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    )
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
 
 
 def _before(path: pathlib.Path, step: int) -> list[str]:
@@ -53,7 +98,8 @@ def _before(path: pathlib.Path, step: int) -> list[str]:
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    keep = lambda record: record["phase"] in ("warmup", "before") or record["step"] < step
+    # An evaluation bears the number of the steps before it, and is written before that step is saved.
+    keep = lambda record: record["phase"] in ("warmup", "before") or record["step"] < step + (record["phase"] == "eval")
     return [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
 
 

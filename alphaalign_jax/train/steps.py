@@ -30,7 +30,7 @@ from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import compiled
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.objectives import Metrics
-from alphaalign_jax.types import BENIGN, Array, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
+from alphaalign_jax.types import BENIGN, Array, Examples, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
 
 
 class Steps:
@@ -64,13 +64,43 @@ class Steps:
         """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
         reference = jax.tree.map(jnp.copy, actor) if self.config.algorithm.reference else None
         return TrainState(
-            step=jnp.int32(0),
+            step=self.scalar(0, jnp.int32),
             actor=actor,
             actor_opt=self._init_optimizer(self.actor_tx, self.actor, actor),
             critic=critic,
             critic_opt=None if critic is None else self._init_optimizer(self.critic_tx, self.critic, critic),
             reference=reference,
-            kl_coef=jnp.float32(self.config.algorithm.kl_in_reward),
+            kl_coef=self.scalar(self.config.algorithm.kl_in_reward, jnp.float32),
+        )
+
+    def scalar(self, value: float, dtype: Any) -> Array:
+        """A scalar on every device of the mesh, as a restored one is."""
+        return jax.device_put(dtype(value), self.layout.replicated)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of ``init_state``: what a checkpoint is restored into."""
+        struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        def network_and_optimizer(network: Network | None, tx):
+            if network is None:
+                return None, None
+            shapes, shardings = network.shapes(), self.layout.tree_shardings(network.axes)
+            moments = optimizer.state_shardings(tx, shapes, shardings, self.layout)
+            return jax.tree.map(struct, shapes, shardings), jax.tree.map(
+                struct, jax.eval_shape(tx.init, shapes), moments
+            )
+
+        actor, actor_opt = network_and_optimizer(self.actor, self.actor_tx)
+        critic, critic_opt = network_and_optimizer(self.critic, self.critic_tx)
+        scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=self.layout.replicated)
+        return TrainState(
+            step=scalar(jnp.int32),
+            actor=actor,
+            actor_opt=actor_opt,
+            critic=critic,
+            critic_opt=critic_opt,
+            reference=actor if self.config.algorithm.reference else None,
+            kl_coef=scalar(jnp.float32),
         )
 
     def _init_optimizer(self, tx, network: Network, params: Params):
@@ -85,16 +115,24 @@ class Steps:
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling
     ) -> dict[str, Array]:
         """Old log-probs, the reference's, and values: all that is fixed before the update. float32 [B, G, T] each."""
-        chunk = self.config.algorithm.logprob_chunk
-        zeros = jnp.zeros(tokens.shape, jnp.float32)
-        logprobs = lambda params: objectives.policy_logprobs(self.actor, params, prompts, tokens, sampling, chunk=chunk)
-        old = logprobs(state.actor)[0]
-        reference = logprobs(state.reference)[0] if state.reference is not None else zeros
-        value = (
-            objectives.state_values(self.critic, state.critic, prompts, tokens) if self.critic is not None else zeros
-        )
-        keep = lambda x: jnp.where(sampled, x, 0.0)
-        return {"old_logprob": keep(old), "ref_logprob": keep(reference), "value": keep(value)}
+        settings = self.config.algorithm
+
+        def score(part: Examples) -> dict[str, Array]:
+            def logprobs(params):
+                chunk = settings.logprob_chunk
+                found = objectives.policy_logprobs(self.actor, params, part.prompts, part.tokens, sampling, chunk=chunk)
+                return jnp.where(part.sampled, found[0], 0.0)
+
+            scored = {name: jnp.zeros(part.tokens.shape, jnp.float32) for name in ("ref_logprob", "value")}
+            scored["old_logprob"] = logprobs(state.actor)
+            if state.reference is not None:
+                scored["ref_logprob"] = logprobs(state.reference)
+            if self.critic is not None:
+                value = objectives.state_values(self.critic, state.critic, part.prompts, part.tokens)
+                scored["value"] = jnp.where(part.sampled, value, 0.0)
+            return scored
+
+        return objectives.map_rows(score, Examples(prompts, tokens, sampled), settings.micro_batch)
 
     def _assemble(
         self,
@@ -118,7 +156,7 @@ class Steps:
             critic["values"] = scored["value"]
             if settings.truncated == "bootstrap":
                 critic["bootstrap"] = bootstrap_value(scored["value"], slots, truncated)
-        discounts = {"gamma": settings.gamma, "lam": settings.lam}
+        discounts = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
         estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts)
         batch = TrainBatch(
             prompts=prompts,

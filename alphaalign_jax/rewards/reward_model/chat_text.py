@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from alphaalign_jax.data.tokenized import CHAT_CONTEXT
 from alphaalign_jax.rewards.reward_model.cleaning import remove_literals
 
 
@@ -67,7 +68,9 @@ class ChatText:
 
     def _render(self, question: str, answer: str) -> str:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=False, **CHAT_CONTEXT
+        )
 
     def _ids(self, question: str, answer: str) -> list[int]:
         return self._one_bos(self._tokenizer(self._render(question, answer), add_special_tokens=False).input_ids)

@@ -182,8 +182,6 @@ def _scorer(network: Network, layout: Layout, label: int) -> Callable[[Params, A
 
     def score(weights: Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
         model = network.bind(weights)
-        # The head alone in float32: a bfloat16 score near 4 is rounded to 1/32, which ties the rows of a group.
-        model.head.dtype = jnp.dtype(jnp.float32)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         with use(layout):
             hidden, _ = model.extend(tokens[:, None], positions[:, None], keep_kv=False)  # [N, 1, U, D]

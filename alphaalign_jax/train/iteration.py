@@ -1,0 +1,169 @@
+"""One step of reinforcement learning: rollout, verdicts, reward model beside the scoring pass, advantages, critic, actor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alphaalign_jax.data.order import PromptOrder
+from alphaalign_jax.evaluation.respond import Response, host_responses
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.rewards.oracle import answer_block
+from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
+from alphaalign_jax.rewards.reward_model.protocol import ScoreFuture
+from alphaalign_jax.rewards.verifiers import Verdict
+from alphaalign_jax.rollout.engine import place, trim
+from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.steps import Steps
+from alphaalign_jax.types import BENIGN, Rollout, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What a step sampled, on the host: for the dump of samples."""
+
+    index: np.ndarray  # int [B], rows of the training set
+    responses: list[list[Response]]  # B x G
+    reward: np.ndarray  # float32 [B, G], NaN where the reward model failed
+
+
+class Iteration:
+    """Calls the compiled steps in order. The data position and all keys are functions of the step."""
+
+    def __init__(self, prepared: Prepared, key: jax.Array):
+        """``key``: of the rollouts; the step is folded in."""
+        self.p, self.config, self.key = prepared, prepared.config, key
+        self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
+        r = self.config.rollout
+        self.sampling = Sampling.create(r.temperature, r.top_k, r.top_p)
+        labels, share = prepared.train.label, self.config.data.harmful_fraction
+        self.order = PromptOrder(
+            len(prepared.train), r.prompts, self.config.seed, labels=labels, harmful_fraction=share
+        )
+        self._gap_checked = False
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
+        """The state after ``step``, its metrics, and what was sampled. ``state`` is donated once the rewards are in: an
+        error of the reward model leaves it usable."""
+        clock = _Clock()
+        index = self.order.indices(step)
+        # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.
+        prompts = self.p.train.batch(index, row=step * len(index) + np.arange(len(index)))
+        with clock("gen"):
+            rollout, verdict, responses = self._rollout(state, prompts, step)
+        pending = self._ask_reward_model(index, responses)
+        with clock("old_log_prob"):
+            prompts = place(prompts, self.p.train_layout)
+            scored = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling)
+            jax.block_until_ready(scored)
+        with clock("reward_wait"):
+            helpfulness = _await_scores(pending, verdict.refusal.shape)
+        with clock("adv"):
+            batch, scores, metrics, kl_coef = self.steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)
+            self._check_gap(metrics)
+        actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
+        with clock("update_critic"):
+            if self.p.critic is not None:
+                critic = self._updates(critic, self.steps.update_critic, batch, step, metrics)
+        with clock("update_actor"):
+            if self.p.critic is None or step >= self.config.algorithm.critic_warmup:
+                actor = self._updates(actor, self.steps.update_actor, batch, step, metrics, self.sampling)
+        state = TrainState(
+            step=self.steps.scalar(step + 1, jnp.int32),
+            actor=actor[0],
+            actor_opt=actor[1],
+            critic=critic[0],
+            critic_opt=critic[1],
+            reference=state.reference,
+            kl_coef=kl_coef,
+        )
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} | clock.metrics()
+        metrics["perf/throughput"] = metrics["response_length/mean"] * verdict.format.size / metrics["timing_s/step"]
+        return state, metrics, Sampled(index, responses, np.asarray(scores.reward))
+
+    def _rollout(self, state: TrainState, prompts, step: int) -> tuple[Rollout, Verdict, list[list[Response]]]:
+        """A rollout cut to the bucket of its longest response."""
+        r = self.config.rollout
+        params = self.p.engine.prepare(state.actor)
+        key = jax.random.fold_in(self.key, step)
+        rollout = self.p.engine.rollout(params, prompts, key, self.sampling, group=r.group, slots=r.max_new_tokens)
+        verdict = self.p.engine.judge(rollout)
+        responses = host_responses(rollout, verdict, self.p.policy, prompts.batch)
+        longest = max(len(response.token_ids) for group in responses for response in group)
+        return trim(rollout, min(-(-longest // r.bucket) * r.bucket, r.max_new_tokens)), verdict, responses
+
+    def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
+        """Sends benign questions with their answers; harmful prompts and missing answers have nothing to score."""
+        if self.p.scorer is None:
+            return None
+        specials = self.p.policy.tokenizer.all_special_tokens
+        questions, answers, places = [], [], []
+        for b, i in enumerate(index):
+            row = self.p.train.rows[i]
+            for g, response in enumerate(responses[b]):
+                block = answer_block(response.text.encode())
+                if row.label == BENIGN and block is not None and block.strip():
+                    questions.append(row.prompt)
+                    answers.append(clean_answer(block, specials))
+                    places.append((b, g))
+        return self.p.scorer.submit(questions, answers), places
+
+    def _check_gap(self, metrics: dict[str, Any]) -> None:
+        """Before the first update, the trainer must score samples as the sampler drew them."""
+        if self._gap_checked:
+            return
+        gap, limit = float(metrics["rollout/logprob_gap/mean"]), self.config.rollout.max_logprob_gap
+        if gap > limit:
+            m = self.config.model
+            raise ValueError(
+                f"sampler and trainer disagree: mean log-prob gap {gap:.4f} nats, rollout.max_logprob_gap={limit}; "
+                f"they run in model.rollout_dtype={m.rollout_dtype} and model.dtype={m.dtype}"
+            )
+        self._gap_checked = True
+
+    def _updates(self, weights, update, batch, step: int, metrics: dict[str, Any], *extra) -> tuple:
+        """All optimizer steps on one batch: epochs of shuffled mini-batches. Metrics are means over them."""
+        a, n = self.config.algorithm, self.config.rollout.prompts
+        seen = []
+        for epoch in range(a.epochs):
+            shuffled = np.random.default_rng([self.config.seed, step, epoch]).permutation(n)
+            for index in np.split(shuffled, a.minibatches):
+                weights, got = update(weights, batch, jnp.asarray(index, jnp.int32), *extra)
+                seen.append(got)
+        jax.block_until_ready(weights)
+        metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})
+        return weights
+
+
+class _Clock:
+    """Wall seconds by phase, under verl's metric names."""
+
+    def __init__(self):
+        self._began, self._phases = time.perf_counter(), {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._phases[phase] = time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        timings = {f"timing_s/{phase}": seconds for phase, seconds in self._phases.items()}
+        return timings | {"timing_s/step": time.perf_counter() - self._began}
+
+
+def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [B, G], NaN where nothing was asked or nothing could be said."""
+    helpfulness = np.full(shape, np.nan, np.float32)
+    if pending is not None:
+        future, places = pending
+        for (b, g), score in zip(places, future.result(), strict=True):
+            helpfulness[b, g] = score
+    return helpfulness
