@@ -1,4 +1,5 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | convert``. Thin: it reads arguments and calls the rooms."""
+"""The command line: ``alphaalign train | sft | generate | evaluate | convert``. Thin: it reads arguments \
+and calls the rooms."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alphaalign_jax.parallel import processes
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 
 USER_ERRORS = (ValueError, FileNotFoundError, RewardModelError)
@@ -127,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if pairs and args.command not in ("train", "sft"):
             raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
         _compilation_cache()
+        processes.start()
         COMMANDS[args.command](args, pairs)
     except USER_ERRORS as error:
         if os.environ.get("ALPHAALIGN_TRACEBACK"):

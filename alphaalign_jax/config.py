@@ -1,8 +1,8 @@
 """Every setting of a run, with its default, its unit and why it has that value.
 
-A config file (``configs/*.py``) has ``get_config(arg) -> ConfigDict``: it calls ``defaults()`` and changes fields. The command
-line changes them again (``--config.rollout.group=4``). ``resolve`` turns the result into the frozen dataclasses below, which
-is all that the code reads.
+A config file (``configs/*.py``) has ``get_config(arg) -> ConfigDict``: it calls ``defaults()`` and changes fields. The
+command line changes them again (``--config.rollout.group=4``). ``resolve`` turns the result into the frozen dataclasses
+below, which is all that the code reads.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Rollout:
 @_section
 class Reward:
     format_mode: str = "strict"  # or paper
-    # The paper gives no values. Correctness must outweigh form, or a policy that always complies in good form (r_f) beats
-    # one that still gets the form wrong while it learns to refuse; and form must pay at all, or it decays.
+    # The paper gives no values. Correctness must outweigh form, or a policy that always complies in good form (r_f)
+    # beats one that still gets the form wrong while it learns to refuse; and form must pay at all, or it decays.
     r_f: float = 0.5
     r_a: float = 1.0
     helpfulness: str = "normalised"  # or raw (the ablation), off (AlphaAlign-Zero)
@@ -311,9 +311,10 @@ _CHOICES = {
     "algorithm.kl_controller": ("fixed", "adaptive"),
     "algorithm.truncated": ("terminal", "bootstrap", "mask"),
 }
-_POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket data.max_prompt_tokens
-    algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep warmup.batch
-    optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate reward.std_floor""".split()
+_POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
+    data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
+    warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
+    reward.std_floor""".split()
 _FRACTIONS = "data.harmful_fraction warmup.refusal_rate algorithm.gamma algorithm.lam".split()
 
 
@@ -344,7 +345,8 @@ def _check_algorithm(config: Config) -> None:
     rows = config.rollout.prompts * config.rollout.group
     if a.kl_controller == "adaptive" and (a.kl_target <= 0 or a.kl_horizon <= rows / 5):
         raise ValueError(
-            f"algorithm.kl_target={a.kl_target} must be positive, kl_horizon={a.kl_horizon} above {rows / 5:g} (a fifth of a step's responses)"
+            f"algorithm.kl_target={a.kl_target} must be positive, kl_horizon={a.kl_horizon} above "
+            f"{rows / 5:g} (a fifth of a step's responses)"
         )
     if config.eval.temperature < 0:
         raise ValueError(f"config.eval.temperature={config.eval.temperature}: expected 0 (greedy) or more")
@@ -381,7 +383,8 @@ def _check(config: Config) -> None:
         )
     if a.advantage in ("grpo", "dr_grpo", "rloo") and r.group < 2:
         raise ValueError(
-            f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: rollout.group={r.group} must be at least 2"
+            f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: "
+            f"rollout.group={r.group} must be at least 2"
         )
     if r.temperature <= 0:
         raise ValueError(

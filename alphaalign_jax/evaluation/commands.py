@@ -62,7 +62,8 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     longest = len(prompts.prefix) + max(map(len, prompts.tails)) + len(forced) + args.max_new_tokens
     if longest > policy.spec.max_positions:
         raise ValueError(
-            f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; the model has {policy.spec.max_positions}"
+            f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; "
+            f"the model has {policy.spec.max_positions}"
         )
     layout = Layout(build_mesh(tensor=args.tensor), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)

@@ -1,5 +1,5 @@
-"""Responses of a policy to a whole prompt set, and what the verifiers say of them: the one path from prompts to text that
-evaluation, generation and the training loop share."""
+"""Responses of a policy to a whole prompt set, and what the verifiers say of them: the one path from prompts to text
+that evaluation, generation and the training loop share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Params
 from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import to_host
 from alphaalign_jax.rewards.oracle import response_bytes
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import Engine
@@ -41,8 +41,8 @@ class Response:
 def host_responses(rollout: Rollout, verdict: Verdict, policy: Policy, rows: int) -> list[list[Response]]:
     """The first ``rows`` prompts' responses."""
     tokens, length, finish, logprob, form, refusal = (
-        np.asarray(x)[:rows]
-        for x in jax.device_get(
+        x[:rows]
+        for x in to_host(
             (rollout.tokens, rollout.length, rollout.finish, rollout.logprob, verdict.format, verdict.refusal)
         )
     )

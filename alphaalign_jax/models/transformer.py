@@ -88,8 +88,8 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Array) -> Array:
         """Head outputs in float32: [..., D] -> [..., V], [..., 1] or [..., num_labels].
 
-        Products of bfloat16 inputs are summed and handed on in float32: rounded to bfloat16, a logit near 30 moves by 1/8,
-        and the scores of a group tie.
+        Products of bfloat16 inputs are summed and handed on in float32: rounded to bfloat16, a logit near 30 moves by
+        1/8, and the scores of a group tie.
         """
         if self.head is None:
             table = self.embed.table[...].astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The rollout engine: a policy's weights in the rollout layout, compiled sampling, and the verifiers' verdicts on it."""
+"""The rollout engine: a policy's weights in rollout layout, compiled sampling, and the verifiers' verdicts on it."""
 
 from __future__ import annotations
 

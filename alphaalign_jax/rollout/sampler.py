@@ -1,7 +1,7 @@
 """Sampling G responses for each prompt: prefill once, then one compiled decode loop.
 
-The key of every draw folds in (row, rollout, position), so a row's sample depends neither on its neighbours in the batch
-nor on the mesh, and two steps never share noise.
+The key of every draw folds in (row, rollout, position), so a row's sample depends neither on its neighbours in the
+batch nor on the mesh, and two steps never share noise.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def sample(
 ) -> Rollout:
     """Draws ``group`` responses of up to ``slots`` tokens for each prompt. Traced by callers; pure.
 
-    ``forced`` int32 [F] (F < slots): every response starts with it; those positions are not ``sampled``. A response ends
-    with the first sampled stop id, which belongs to it. The loop stops when every row has.
+    ``forced`` int32 [F] (F < slots): every response starts with it; those positions are not ``sampled``. A response
+    ends with the first sampled stop id, which belongs to it. The loop stops when every row has.
     """
     forced = jnp.zeros((0,), jnp.int32) if forced is None else jnp.asarray(forced, jnp.int32)
     if forced.shape[0] >= slots:

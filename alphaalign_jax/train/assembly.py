@@ -108,7 +108,8 @@ def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path)
         )
     if config.model.path != BUILTIN_TINY:
         return hf.resolve(config.model.path)
-    # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed or data.
+    # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed
+    # or data.
     texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
     return build_tiny(run_dir / "init", texts, config.seed)
 

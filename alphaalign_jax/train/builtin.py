@@ -1,7 +1,7 @@
 """The built-in tiny model: a Qwen2-architecture decoder with a byte-level BPE of its own, made where the run is.
 
-It exists so that the whole stack, tokenizer to export, can be tried with nothing downloaded. It starts from random weights and
-knows only the words of the demo set; the format warm-up is all the language it ever learns.
+It exists so that the whole stack, tokenizer to export, can be tried with nothing downloaded. It starts from random
+weights and knows only the words of the demo set; the format warm-up is all the language it ever learns.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def tiny_spec(vocab_size: int) -> ModelSpec:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = VOCAB) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with a chat template, trained on ``texts``. Rare words stay bytes: nothing is out of vocabulary."""
+    """A byte-level BPE with a chat template, trained on ``texts``.
+
+    Rare words stay bytes: nothing is out of vocabulary.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,7 +72,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = VOCAB) -> PreTrained
 
 
 def build_tiny(directory: pathlib.Path, texts: Sequence[str], seed: int) -> pathlib.Path:
-    """Writes the model, untrained, as a Hugging Face directory; returns it. ``texts`` are what the tokenizer is trained on."""
+    """Writes the model, untrained, as a Hugging Face directory; returns it.
+
+    ``texts`` are what the tokenizer is trained on.
+    """
     tokenizer = train_tokenizer(texts)
     # Vocabulary rows to a multiple of 64, so that they divide over any small mesh; the spare ones have no token.
     rows = -(-len(tokenizer) // 64) * 64

@@ -45,12 +45,15 @@ class Checkpoints:
         return None if self._manager is None else self._manager.latest_step()
 
     def check(self, config: config_lib.Config, resume: bool) -> None:
-        """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints."""
+        """Raises ValueError unless the folder fits.
+
+        Empty for a new run; for a resumption, this config's checkpoints.
+        """
         latest = self.latest()
         if not resume and latest is not None:
             raise ValueError(
-                f"{config.run_dir} already holds checkpoints (newest: step {latest}); continue with --resume, or choose "
-                "another --config.out"
+                f"{config.run_dir} already holds checkpoints (newest: step {latest}); continue with --resume, or "
+                "choose another --config.out"
             )
         if not resume:
             return

@@ -1,4 +1,7 @@
-"""One step of reinforcement learning: rollout, verdicts, reward model beside the scoring pass, advantages, critic, actor."""
+"""One step of reinforcement learning.
+
+Rollout, verdicts, reward model beside the scoring pass, advantages, critic, actor.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import numpy as np
 from alphaalign_jax.data.order import PromptOrder
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import to_host
+from alphaalign_jax.parallel.processes import gather_rows
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
 from alphaalign_jax.rewards.reward_model.protocol import ScoreFuture
@@ -84,9 +89,9 @@ class Iteration:
             reference=state.reference,
             kl_coef=kl_coef,
         )
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} | clock.metrics()
+        metrics = {name: float(value) for name, value in to_host(metrics).items()} | clock.metrics()
         metrics["perf/throughput"] = metrics["response_length/mean"] * verdict.format.size / metrics["timing_s/step"]
-        return state, metrics, Sampled(index, responses, np.asarray(scores.reward))
+        return state, metrics, Sampled(index, responses, to_host(scores.reward))
 
     def _rollout(self, state: TrainState, prompts, step: int) -> tuple[Rollout, Verdict, list[list[Response]]]:
         """A rollout cut to the bucket of its longest response."""
@@ -100,12 +105,17 @@ class Iteration:
         return trim(rollout, min(-(-longest // r.bucket) * r.bucket, r.max_new_tokens)), verdict, responses
 
     def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
-        """Sends benign questions with their answers; harmful prompts and missing answers have nothing to score."""
+        """Sends benign questions with their answers; harmful prompts and missing answers have nothing to score.
+
+        Each process sends its own rows: every n-th prompt.
+        """
         if self.p.scorer is None:
             return None
         specials = self.p.policy.tokenizer.all_special_tokens
         questions, answers, places = [], [], []
         for b, i in enumerate(index):
+            if b % jax.process_count() != jax.process_index():
+                continue
             row = self.p.train.rows[i]
             for g, response in enumerate(responses[b]):
                 block = answer_block(response.text.encode())
@@ -135,7 +145,7 @@ class Iteration:
         for epoch in range(a.epochs):
             shuffled = np.random.default_rng([self.config.seed, step, epoch]).permutation(n)
             for index in np.split(shuffled, a.minibatches):
-                weights, got = update(weights, batch, jnp.asarray(index, jnp.int32), *extra)
+                weights, got = update(weights, batch, index.astype(np.int32), *extra)
                 seen.append(got)
         jax.block_until_ready(weights)
         metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})
@@ -166,4 +176,7 @@ def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, in
         future, places = pending
         for (b, g), score in zip(places, future.result(), strict=True):
             helpfulness[b, g] = score
-    return helpfulness
+    # A row is scored by one process and NaN on all others.
+    everyone = gather_rows(helpfulness)
+    scored = np.isfinite(everyone)
+    return np.where(scored.any(0), np.where(scored, everyone, 0).sum(0), np.nan).astype(np.float32)

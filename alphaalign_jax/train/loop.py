@@ -82,7 +82,7 @@ class Run:
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
         hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs)
 
-    # The state of the first step ----------------------------------------------------------------------------------------
+    # The state of the first step --------------------------------------------------------------------------------------
 
     def _fresh(self) -> tuple[TrainState, dict[str, Any]]:
         """Warmed up and measured."""
@@ -123,7 +123,7 @@ class Run:
                 on_step=on_step,
             )
 
-    # Reinforcement learning -----------------------------------------------------------------------------------------------
+    # Reinforcement learning -------------------------------------------------------------------------------------------
 
     def _reinforce(self, state: TrainState, meta: dict[str, Any]) -> TrainState:
         c, first = self.config, int(state.step)
@@ -157,7 +157,7 @@ class Run:
                 {"phase": "train", "step": step, **shown, "reward": reward if np.isfinite(reward) else None}
             )
 
-    # Looking at it --------------------------------------------------------------------------------------------------------
+    # Looking at it ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, params: Params, name: str, *, step: int, limit: int = 0) -> dict[str, Outcome]:
         """Outcomes on the held-out prompts: ``all`` and by source."""

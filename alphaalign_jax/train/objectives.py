@@ -1,4 +1,7 @@
-"""What the updates minimise, and how a gradient is gathered over micro-batches. Pure functions of networks and arrays."""
+"""What the updates minimise, and how a gradient is gathered over micro-batches.
+
+Pure functions of networks and arrays.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def policy_logprobs(
     chunk: int,
     entropy: bool = False,
 ) -> tuple[Array, Array | None]:
-    """Log-probs of ``tokens`` and, if asked for, entropies, float32 [B, G, T], under the distribution that was sampled from."""
+    """Log-probs of ``tokens`` and, if asked for, entropies, under the distribution that was sampled from.
+
+    Both are float32 [B, G, T].
+    """
     model = network.bind(params)
     return token_logprobs(
         model, response_states(model, prompts, tokens), tokens, sampling, chunk=chunk, entropy=entropy
@@ -117,8 +123,8 @@ def accumulate(
 ) -> tuple[Params, Metrics]:
     """Gradient and metrics of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
 
-    The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m, m + M,
-    m + 2M, ...: a strided cut, so that each one is spread over all devices as the batch is.
+    The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m,
+    m + M, m + 2M, ...: a strided cut, so that each one is spread over all devices as the batch is.
     """
     size = batch.sampled.shape[0]
     micro = micro or size
@@ -156,4 +162,4 @@ def apply_gradient(
 ) -> tuple[Params, Any, Array]:
     """One optimizer step; also the gradient's global norm before clipping."""
     updates, opt_state = tx.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, optax.global_norm(gradient)
+    return optax.apply_updates(params, updates), opt_state, optax.tree.norm(gradient)

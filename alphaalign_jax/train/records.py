@@ -17,16 +17,23 @@ from tensorboardX import SummaryWriter
 
 from alphaalign_jax.data.prompts import PromptRow
 from alphaalign_jax.evaluation.respond import Response
+from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS
 
 
 class Records:
-    """Append-only files of one run folder. ``resume_step`` drops what a lost stretch after the checkpoint had written."""
+    """Append-only files of one run folder.
+
+    ``resume_step`` drops what a lost stretch after the checkpoint had written.
+    """
 
     def __init__(self, directory: pathlib.Path, *, resume_step: int | None = None):
         self.directory = pathlib.Path(directory)
+        self._files: dict[str, Any] = {}
+        self._tensorboard: dict[bool, SummaryWriter] = {}
+        if not processes.first():  # one process writes for all
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._files = {}
         for name in ("metrics", "samples"):
             path = self.directory / f"{name}.jsonl"
             kept = _before(path, resume_step) if resume_step is not None else []
@@ -41,16 +48,19 @@ class Records:
 
     def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         self._line("metrics", {"phase": phase, "step": step, **values})
-        for name, value in values.items():
+        for name, value in values.items() if self._tensorboard else ():
             self._tensorboard[phase == "warmup"].add_scalar(name, value, step)
 
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        (self.directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+        if processes.first():
+            (self.directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            return
         self._files[name].write(json.dumps(record) + "\n")
         self._files[name].flush()
 
@@ -109,7 +119,7 @@ class Display:
     LINE_SECONDS = 10.0
 
     def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or rich.console.Console()
+        self.console = console or rich.console.Console(quiet=not processes.first())
 
     def say(self, text: Any) -> None:
         self.console.print(text)
@@ -136,7 +146,7 @@ class Display:
                 text = "  ".join(f"{key} {value}" for key, value in figures.items())
                 progress.update(task, advance=n, figures=text)
                 now = time.perf_counter()
-                if not live and (now - last > self.LINE_SECONDS or done >= total):
+                if not live and not self.console.quiet and (now - last > self.LINE_SECONDS or done >= total):
                     last = now
                     print(f"{name} {done}/{total}  {now - began:.0f} s  {text}", flush=True)
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the format warm-up, and the trainer for supervised baselines.
 
-The warm-up teaches a model too small to follow the template how an answer looks, never when to refuse: refusals come at one
-rate for harmful and benign prompts, and the draw is made afresh every epoch so that none can be learned by heart.
+The warm-up teaches a model too small to follow the template how an answer looks, never when to refuse: refusals come at
+one rate for harmful and benign prompts, and the draw is made afresh every epoch so that none can be learned by heart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
-from alphaalign_jax.parallel import Layout
+from alphaalign_jax.parallel import Layout, to_host
 from alphaalign_jax.rollout.engine import compiled, place
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
@@ -84,7 +84,7 @@ class Supervised:
             index = order.indices(step)
             batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, bucket, self.layout)
             weights, metrics = self.update(weights, batch, sampling)
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            metrics = {name: float(value) for name, value in to_host(metrics).items()}
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
 

@@ -1,4 +1,6 @@
-"""The compiled steps of a run. Each is one jitted function of arrays; the loop calls them in order and reads top to bottom.
+"""The compiled steps of a run.
+
+Each is one jitted function of arrays; the loop calls them in order and reads top to bottom.
 
 Settings, networks and layouts are fixed when ``Steps`` is made; sampling settings and keys are traced.
 """
@@ -109,7 +111,7 @@ class Steps:
         )
         return jax.jit(tx.init, out_shardings=shardings)(params)
 
-    # Scoring -----------------------------------------------------------------------------------------------------------
+    # Scoring ----------------------------------------------------------------------------------------------------------
 
     def _score(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling
@@ -143,7 +145,10 @@ class Steps:
         helpfulness: Array,
         scored: dict[str, Array],
     ) -> tuple[TrainBatch, Scores, Metrics, Array]:
-        """Rewards, advantages and targets; metrics; the KL controller's next coefficient. ``helpfulness`` float32 [B, G]."""
+        """Rewards, advantages and targets; metrics; the KL controller's next coefficient.
+
+        ``helpfulness`` float32 [B, G].
+        """
         settings = self.config.algorithm
         scores, counts = self.rewards(prompts.label, verdict, helpfulness)
         truncated = rollout.finish == Finish.LENGTH
@@ -235,7 +240,7 @@ class Steps:
             "rollout/logprob_gap/max": jnp.max(jnp.where(rollout.sampled, gap, 0.0)),
         }
 
-    # Updates -----------------------------------------------------------------------------------------------------------
+    # Updates ----------------------------------------------------------------------------------------------------------
 
     def _update_actor(
         self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling

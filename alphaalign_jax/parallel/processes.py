@@ -1,0 +1,50 @@
+"""Several processes, one program: start-up, and bringing a global array to every host."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+# Set by whoever starts processes by hand; on TPU pods and under Slurm JAX finds the cluster itself.
+COORDINATOR, COUNT, INDEX = "ALPHAALIGN_COORDINATOR", "ALPHAALIGN_PROCESSES", "ALPHAALIGN_PROCESS"
+
+
+def start() -> None:
+    """Joins the cluster that the environment describes, before any other JAX call; nothing where it describes none.
+
+    By hand: ALPHAALIGN_COORDINATOR=host:port, ALPHAALIGN_PROCESSES=N, ALPHAALIGN_PROCESS=0..N-1 in each process. On a
+    TPU pod, under Slurm or Open MPI: ALPHAALIGN_PROCESSES=auto. Raises ValueError where only some are set.
+    """
+    given = {name: os.environ.get(name, "") for name in (COORDINATOR, COUNT, INDEX)}
+    if given[COUNT] == "auto":
+        jax.distributed.initialize()
+        return
+    missing = [name for name, value in given.items() if not value]
+    if len(missing) == len(given):
+        return
+    if missing or not given[COUNT].isdigit() or not given[INDEX].isdigit() or int(given[INDEX]) >= int(given[COUNT]):
+        raise ValueError(
+            f"{given}: set {COORDINATOR}=host:port, {COUNT}=N and {INDEX}=0..N-1 in every process, or only {COUNT}=auto"
+        )
+    jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of a pytree, whole on every process, wherever its shards lie."""
+    leaves = jax.tree.leaves(tree)
+    if all(not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather_rows(values: Any) -> Any:
+    """Each process's NumPy array of one shape, stacked on a new leading axis, on every process."""
+    return multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]

@@ -1,0 +1,80 @@
+"""The whole of reinforcement learning in miniature: a policy that must read its prompt to know what pays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphaalign_jax import config as config_lib
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.rewards.verifiers import Verifiers
+from alphaalign_jax.rollout.engine import Engine, place
+from alphaalign_jax.train.steps import Steps
+from alphaalign_jax.types import Prompts
+
+VOCAB, STOP, HARM = 32, 31, 7
+B, G, T, STEPS = 16, 16, 1, 60
+SPEC = ModelSpec("qwen2", VOCAB, 32, 64, 2, 4, 2, 8, 1e-6, 1e4, None, 64, True, False, False, False, True)
+
+
+def settings(advantage):
+    c = config_lib.defaults()
+    c.model.path = "none"
+    c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
+    c.reward.helpfulness = "off"
+    c.algorithm.advantage, c.algorithm.reference = advantage, False
+    c.algorithm.minibatches = 2
+    c.optimizer.learning_rate = 3e-3
+    c.critic.optimizer.learning_rate = 3e-3
+    return config_lib.resolve(c)
+
+
+def batch(step):
+    """Harmful prompts hold token HARM somewhere; nothing else tells the labels apart."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(8, VOCAB, (B, 5)).astype(np.int32)
+    label = np.arange(B) % 2
+    tokens[label == 1, rng.integers(0, 5, B // 2)] = HARM
+    return Prompts(
+        np.array([1, 2], np.int32),
+        tokens,
+        np.full(B, 5, np.int32),
+        label.astype(np.int32),
+        np.arange(B, dtype=np.int32),
+    )
+
+
+@pytest.mark.parametrize("advantage", ["gae", "grpo"])
+def test_the_policy_learns_whom_to_refuse(advantage):
+    """A sign, a shifted log-prob, an advantage on the wrong row or a stale weight in the sampler: each passes tests of its
+    part, and none of them learns. A first token below 16 stands for a refusal."""
+    layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
+    actor = Network(SPEC, remat="none")
+    critic = Network(SPEC, head="value", remat="none") if advantage == "gae" else None
+    steps = Steps(settings(advantage), actor, critic, layout)
+    engine = Engine(actor, layout, Verifiers.build([bytes([i + 40]) for i in range(VOCAB)], [STOP]), (STOP,))
+    init = lambda network, seed: jax.device_put(network.init(jax.random.key(seed)), layout.tree_shardings(network.axes))
+    state = steps.init_state(init(actor, 0), init(critic, 1) if critic else None)
+    sampling, unknown, right = Sampling.create(), np.full((B, G), np.nan, np.float32), []
+    for step in range(STEPS):
+        prompts = batch(step)
+        key = jax.random.fold_in(jax.random.key(2), step)
+        rollout = engine.rollout(engine.prepare(state.actor), prompts, key, sampling, group=G, slots=T)
+        refusal = rollout.tokens[..., 0] < 16
+        verdict = engine.judge(rollout).replace(refusal=refusal, format=jnp.ones_like(refusal))
+        right.append(float(jnp.mean(refusal == (prompts.label[:, None] == 1))))
+        placed = place(prompts, layout)
+        scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling)
+        rows, _, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
+        assert metrics["rollout/logprob_gap/max"] < 1e-4
+        weights, values = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
+        for half in np.split(np.random.default_rng(step).permutation(B).astype(np.int32), 2):
+            if critic is not None:
+                values, _ = steps.update_critic(values, rows, half)
+            weights, _ = steps.update_actor(weights, rows, half, sampling)
+        state = state.replace(actor=weights[0], actor_opt=weights[1], critic=values[0], critic_opt=values[1])
+    assert np.mean(right[:3]) < 0.65, "it knew from the start: the test shows nothing"
+    # The best stretch of five steps, not the last: once all answers are right, whitening blows up what noise is left.
+    assert np.convolve(right, np.ones(5) / 5, "valid").max() > 0.85, right
