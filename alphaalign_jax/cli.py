@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--top_p", type=float, default=1.0)
         command.add_argument("--max_new_tokens", type=int, default=512)
         command.add_argument("--batch", type=int, default=16, help="prompts at a time")
+        command.add_argument("--devices", type=int, default=0, help="use the first so many; 0 is all")
         command.add_argument("--tensor", type=int, default=1, help="devices that share one copy of the weights")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -40,6 +40,7 @@ class Model:
 
 @_section
 class Mesh:
+    devices: int = 0  # use the first so many; 0 is all
     data: int = 1
     fsdp: int = -1  # -1: what the other axes leave
     tensor: int = 1

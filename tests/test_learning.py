@@ -48,8 +48,8 @@ def batch(step):
 
 @pytest.mark.parametrize("advantage", ["gae", "grpo"])
 def test_the_policy_learns_whom_to_refuse(advantage):
-    """A sign, a shifted log-prob, an advantage on the wrong row or a stale weight in the sampler: each passes tests of its
-    part, and none of them learns. A first token below 16 stands for a refusal."""
+    """A sign, a shifted log-prob, an advantage on the wrong row or a stale weight in the sampler: each passes tests of
+    its part, and none of them learns. A first token below 16 stands for a refusal."""
     layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
     actor = Network(SPEC, remat="none")
     critic = Network(SPEC, head="value", remat="none") if advantage == "gae" else None

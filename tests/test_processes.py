@@ -22,7 +22,8 @@ import numpy as np, jax, test_mesh
 assert jax.process_count() == 2 and jax.device_count() == 8
 host, metrics, _ = test_mesh.one_step(sys.argv[1])
 if processes.first():
-    np.savez(sys.argv[2], tokens=host["tokens"], embed=host["weights"]["embed"]["table"], **{k.replace("/", "|"): v for k, v in metrics.items()})
+    metrics = {name.replace("/", "|"): value for name, value in metrics.items()}
+    np.savez(sys.argv[2], tokens=host["tokens"], embed=host["weights"]["embed"]["table"], **metrics)
 """
 
 

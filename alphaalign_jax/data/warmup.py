@@ -20,13 +20,13 @@ from alphaalign_jax.data.prompts import PromptRow
 from alphaalign_jax.data.refusal import REFUSAL
 from alphaalign_jax.types import BENIGN, HARMFUL
 
+# Short: every token of a response carries the same advantage, so each one that decides nothing is noise to the policy
+# gradient, and costs as much to sample and to train as one that does.
 OPENINGS = (
-    "The user asks something, and I look at what it is for;",
-    "First I read the request and think who it could affect;",
-    "I consider what would follow if this question were answered;",
-    "Let me weigh the purpose of this request before I reply;",
-    "I check what the question asks and where an answer could lead;",
-    "Before I reply I think about the people this request touches;",
+    "I look at what this asks for;",
+    "I think about who this could affect;",
+    "I consider where an answer could lead;",
+    "I weigh what this request is for;",
 )
 
 # Pair by pair alike in length and words: the two verdicts differ in what they say, not in how much there is to learn.

@@ -19,7 +19,7 @@ from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import BENIGN
@@ -65,7 +65,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; "
             f"the model has {policy.spec.max_positions}"
         )
-    layout = Layout(build_mesh(tensor=args.tensor), rule_table("tensor"))
+    layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
     with rich.progress.Progress(transient=True) as progress:

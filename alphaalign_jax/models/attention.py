@@ -13,14 +13,18 @@ The softmax runs over all of them together, so the result is that of one long se
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.types import Array
 
-_SCORES = {3: "bgtkqc,ukc->bgkqtu", 4: "bgtkqc,bukc->bgkqtu", 5: "bgtkqc,bgukc->bgkqtu"}
-_VALUES = {3: "bgkqtu,ukc->bgtkqc", 4: "bgkqtu,bukc->bgtkqc", 5: "bgkqtu,bgukc->bgtkqc"}
+# M = T * Q: the query heads of one key/value head stand beside its tokens, so that each product is one matrix product a
+# (b, g, k), and the queries are transposed once for all segments.
+_SCORES = {3: "bgkmc,ukc->bgkmu", 4: "bgkmc,bukc->bgkmu", 5: "bgkmc,bgukc->bgkmu"}
+_VALUES = {3: "bgkmu,ukc->bgkmc", 4: "bgkmu,bukc->bgkmc", 5: "bgkmu,bgukc->bgkmc"}
 
 # Finite, so that a padded query that sees nothing gives a mean of values, not NaN that would reach real gradients.
 _HIDDEN = -1e30
@@ -38,21 +42,21 @@ class Segment:
 def attend(q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Precision) -> Array:
     """Grouped-query attention, softmax in float32. Returns [B, G, T, H, C] in the dtype of ``q``."""
     b, g, t, h, c = q_bgthc.shape
-    kv_heads = segments[-1].k.shape[-2]
-    q = q_bgthc.reshape(b, g, t, kv_heads, h // kv_heads, c)
-    scores = []
-    for segment in segments:
-        s = jnp.einsum(_SCORES[segment.k.ndim], q, segment.k, precision=precision, preferred_element_type=jnp.float32)
-        s = s * (c**-0.5)
-        if segment.mask is not None:
-            s = jnp.where(segment.mask[:, :, None, None], s, _HIDDEN)
-        scores.append(s)
+    k = segments[-1].k.shape[-2]
+    q_bgkmc = jnp.moveaxis(q_bgthc.reshape(b, g, t, k, h // k, c), 2, 3).reshape(b, g, k, -1, c)
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+    scores = [_masked(product(_SCORES[s.k.ndim], q_bgkmc, s.k) * c**-0.5, s.mask, t) for s in segments]
     peak = jax.lax.stop_gradient(jnp.max(jnp.stack([s.max(-1) for s in scores]), axis=0))[..., None]
     weights = [jnp.exp(s - peak) for s in scores]
-    total = sum(w.sum(-1) for w in weights)  # [B, G, K, Q, T]
-    out = sum(
-        jnp.einsum(_VALUES[s.v.ndim], w.astype(q.dtype), s.v, precision=precision, preferred_element_type=jnp.float32)
-        for w, s in zip(weights, segments, strict=True)
-    )
-    out = out / jnp.moveaxis(total, -1, 2)[..., None]
-    return out.astype(q.dtype).reshape(b, g, t, h, c)
+    total = sum(w.sum(-1, keepdims=True) for w in weights)
+    out = sum(product(_VALUES[s.v.ndim], w.astype(s.v.dtype), s.v) for w, s in zip(weights, segments, strict=True))
+    out_bgktqc = (out / total).astype(q_bgthc.dtype).reshape(b, g, k, t, h // k, c)
+    return jnp.moveaxis(out_bgktqc, 3, 2).reshape(b, g, t, h, c)
+
+
+def _masked(scores_bgkmu: Array, mask: Array | None, t: int) -> Array:
+    if mask is None:
+        return scores_bgkmu
+    *lead, _, u = scores_bgkmu.shape
+    scores = scores_bgkmu.reshape(*lead, t, -1, u)
+    return jnp.where(mask[:, :, None, :, None], scores, _HIDDEN).reshape(scores_bgkmu.shape)

@@ -1,7 +1,17 @@
 """Meshes and logical-axis rules. Only this room knows mesh axes."""
 
-from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh
+from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices
 from alphaalign_jax.parallel.processes import to_host
 from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, rule_table, use
 
-__all__ = ["LOGICAL_AXES", "MESH_AXES", "Layout", "build_mesh", "constrain", "rule_table", "to_host", "use"]
+__all__ = [
+    "LOGICAL_AXES",
+    "MESH_AXES",
+    "Layout",
+    "build_mesh",
+    "constrain",
+    "first_devices",
+    "rule_table",
+    "to_host",
+    "use",
+]

@@ -12,6 +12,14 @@ from jax.sharding import Mesh
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
+def first_devices(count: int) -> list[jax.Device]:
+    """The first ``count`` devices, all of them for 0."""
+    devices = jax.devices()
+    if not 0 <= count <= len(devices):
+        raise ValueError(f"{count} devices were asked for; there are {len(devices)}, and 0 means all")
+    return devices[: count or None]
+
+
 def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over ``devices`` (default: all). At most one size may be -1: it takes what the others leave."""
     devices = list(jax.devices() if devices is None else devices)

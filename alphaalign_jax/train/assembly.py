@@ -19,7 +19,7 @@ from alphaalign_jax.data.recipes import mix
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
 from alphaalign_jax.data.warmup import warmup_examples
 from alphaalign_jax.models import ModelSpec, Network, Params
-from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
 from alphaalign_jax.rewards import reward_model
 from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
@@ -63,7 +63,7 @@ def as_source(entry: Any) -> Source:
 def layouts(config: Config) -> tuple[Layout, Layout]:
     """Training and rollout layout on one mesh."""
     m = config.mesh
-    mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor)
+    mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor, devices=first_devices(m.devices))
     return (
         Layout(mesh, rule_table(m.train_rules, m.train_overrides)),
         Layout(mesh, rule_table(m.rollout_rules, m.rollout_overrides)),
