@@ -45,7 +45,7 @@ def test_two_processes_equal_one(tmp_path):
     ]
     try:
         for worker in workers:
-            _, error = worker.communicate(timeout=300)
+            _, error = worker.communicate(timeout=900)
             assert worker.returncode == 0, error.decode()[-3000:]
     finally:
         for worker in workers:
@@ -55,7 +55,7 @@ def test_two_processes_equal_one(tmp_path):
         assert np.array_equal(found["tokens"], host["tokens"])
         np.testing.assert_allclose(found["embed"], host["weights"]["embed"]["table"], rtol=1e-4, atol=1e-6)
         for key, value in metrics.items():
-            np.testing.assert_allclose(found[key.replace("/", "|")], value, rtol=1e-4, atol=1e-6, err_msg=key)
+            np.testing.assert_allclose(found[key.replace("/", "|")], value, rtol=2e-4, atol=2e-5, err_msg=key)
 
 
 def test_half_a_cluster_is_refused(monkeypatch):

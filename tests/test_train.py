@@ -1,5 +1,5 @@
-"""The whole loop at its smallest, on one device (``test_mesh`` has the others): what a run leaves behind, resume, and the
-commands that read it."""
+"""The whole loop at its smallest, on one device (``test_mesh`` has the others): what a run leaves behind, resume, and
+the commands that read it."""
 
 import json
 import pathlib
