@@ -19,22 +19,23 @@ def get_config(arg=""):
     config.data.bucket = 32
 
     # From random weights: many epochs, each with its own draw of who is refused.
-    config.warmup.epochs = 12.0
+    config.warmup.epochs = 8.0
+    config.warmup.refusal_rate = 0.4
     config.warmup.batch = 32
     config.warmup.optimizer.learning_rate = 2e-3
     config.warmup.optimizer.warmup_steps = 20
 
     config.rollout.prompts = 16
     config.rollout.group = 4
-    config.rollout.max_new_tokens = 80
-    config.rollout.bucket = 80  # one shape for every batch: compiling takes longer than the padding costs
+    config.rollout.max_new_tokens = 64
+    config.rollout.bucket = 64  # one shape for every batch: compiling takes longer than the padding costs
 
     config.reward.helpfulness = "off" if arg else "normalised"
     config.reward_model.kind = "none" if arg else "callable"
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
     config.algorithm.minibatches = 2
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 5e-4
     config.critic.optimizer.learning_rate = 1e-3
     config.eval.batch = 72
     return config
