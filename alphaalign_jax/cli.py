@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ def _train(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import config
     from alphaalign_jax.train import loop
 
-    loop.train(config.load(args.config, extra), resume=args.resume)
+    loop.train(config.load(args.config, extra), resume=args.resume, command=args.command_line)
 
 
 def _sft(args: Any, extra: Sequence[tuple[str, str]]) -> None:
@@ -124,7 +125,9 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a mistake in its input ends in one line, not in a traceback."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     args, extra = parser().parse_known_args(argv)
+    args.command_line = shlex.join(["alphaalign", *argv])
     try:
         pairs = overrides(extra)
         if pairs and args.command not in ("train", "sft"):

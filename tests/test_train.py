@@ -61,7 +61,11 @@ def test_a_run_leaves_what_it_promises(finished):
     for when in ("before", "after"):
         assert summary[when]["n_harmful"] == 2 and summary[when]["n_benign"] == 2
         assert all(0 <= summary[when][key] <= 1 for key in ("harmful_answered", "benign_refused", "format_rate"))
-    assert summary["wall_seconds"] > 0 and summary["versions"]["jax"] and "train" in summary["command"]
+    assert (
+        summary["wall_seconds"] > 0
+        and summary["versions"]["jax"]
+        and summary["command"].startswith("alphaalign train --config=")
+    )
     metrics = lines(finished / "metrics.jsonl")
     steps = [record for record in metrics if record["phase"] == "train"]
     assert [record["step"] for record in steps] == [0, 1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from typing import Any
 
@@ -29,8 +28,8 @@ from alphaalign_jax.types import TrainState
 _ROLLOUT, _EVALUATION = range(2)  # folded into the run's key first, so that no two uses share noise
 
 
-def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-    """Runs ``config`` to its end and returns the summary.
+def train(config: Config, *, resume: bool = False, command: str = "", display: Display | None = None) -> dict[str, Any]:
+    """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
 
     Raises ValueError for a run that cannot work, before it compiles anything, and RewardModelError for a reward model
     that is down: the state is then saved, and the run goes on with ``resume``.
@@ -41,7 +40,9 @@ def train(config: Config, *, resume: bool = False, display: Display | None = Non
         checkpoints.check(config, resume)
         prepared = assembly.prepare(config)
         records = Records(config.run_dir, resume_step=checkpoints.latest() if resume else None)
-        return Run(prepared, checkpoints, records, display or Display(), began).train()
+        summary = Run(prepared, checkpoints, records, display or Display(), began).train()
+        records.summary({"command": command, **summary})
+        return summary
     finally:
         checkpoints.close()
 
@@ -197,11 +198,9 @@ class Run:
             "after_by_source": rest(found),
             "steps": self.config.steps,
             "wall_seconds": seconds,
-            "command": " ".join(sys.argv),
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
-        self.records.summary(summary)
         self.records.close()
         if self.p.scorer is not None:
             self.p.scorer.close()
