@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs into .venv and aligns the built-in tiny model: a few minutes on 2 CPU cores, nothing downloaded but packages.
+# Installs into .venv and aligns the built-in tiny model on the CPU; nothing is downloaded but packages.
 # Arguments go to the run: bash launch/local.sh --config.steps=20
 set -euo pipefail
 cd "$(dirname "$0")/.."
