@@ -4,6 +4,8 @@ To run it:
 
     alphaalign train --config=configs/tiny.py            AlphaAlign
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
+
+Hardware: 2 CPU cores. Expected result: the recipe is not settled, none is claimed.
 """
 
 from alphaalign_jax.config import defaults
