@@ -71,6 +71,11 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, prefix included."""
+        return len(self.prefix) + max(map(len, self.tails))
+
     def slots(self, indices: Sequence[int] | np.ndarray | None = None) -> int:
         """The smallest multiple of ``bucket`` that fits the given rows (default: all): S of their batch."""
         chosen = range(len(self.rows)) if indices is None else np.asarray(indices).tolist()

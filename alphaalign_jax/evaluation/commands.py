@@ -59,7 +59,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     policy = Policy.open(args.model)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
-    longest = len(prompts.prefix) + max(map(len, prompts.tails)) + len(forced) + args.max_new_tokens
+    longest = prompts.longest + len(forced) + args.max_new_tokens
     if longest > policy.spec.max_positions:
         raise ValueError(
             f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; "

@@ -146,7 +146,7 @@ def load_params(prepared: Prepared) -> Params:
 def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -> None:
     slots = max(config.rollout.max_new_tokens, config.eval.max_new_tokens)
     for name, prompts in sets.items():
-        longest = len(prompts.prefix) + max(map(len, prompts.tails))
+        longest = prompts.longest
         if longest + slots > spec.max_positions:
             raise ValueError(
                 f"{name}: the longest prompt has {longest} tokens; with {slots} new ones that is more than the model's "

@@ -46,25 +46,12 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     if data is None and config.warmup.max_examples:
         prompts = prompts.subset(config.warmup.max_examples, config.seed)
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
-    trainer = Supervised(config.warmup, network, layout, chunk=config.algorithm.logprob_chunk)
+    trainer = Supervised(config, network, layout)
     _, params = hf.load(policy.path, network=network, layout=layout)
     records, began = Records(run_dir), time.perf_counter()
     with display.bar("sft", trainer.steps(len(prompts))) as advance:
-
-        def on_step(step: int, metrics: dict[str, float]) -> None:
-            records.metrics("sft", step, metrics)
-            advance(1, loss=f"{metrics['sft/loss']:.3f}")
-
-        params = trainer.train(
-            params,
-            prompts,
-            responses,
-            policy.tokenizer,
-            policy.end_id,
-            bucket=config.rollout.bucket,
-            seed=config.seed,
-            on_step=on_step,
-        )
+        recorded = records.advancing("sft", advance)
+        params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
     records.close()
     target = run_dir / "export"
     policy.export(params, network, target)

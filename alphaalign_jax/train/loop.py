@@ -104,25 +104,13 @@ class Run:
 
     def _warm_up(self, params: Params) -> Params:
         """The format warm-up on the training prompts."""
-        p, settings = self.p, self.config.warmup
-        trainer = Supervised(settings, p.actor, p.train_layout, chunk=self.config.algorithm.logprob_chunk)
-        rows = p.train.subset(settings.max_examples, self.config.seed) if settings.max_examples else p.train
+        p, count = self.p, self.config.warmup.max_examples
+        rows = p.train.subset(count, self.config.seed) if count else p.train
+        responses = lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch)
+        trainer = Supervised(self.config, p.actor, p.train_layout)
         with self.display.bar("warm-up", trainer.steps(len(rows))) as advance:
-
-            def on_step(step: int, metrics: dict[str, float]) -> None:
-                self.records.metrics("warmup", step, metrics)
-                advance(1, loss=f"{metrics['sft/loss']:.3f}")
-
-            return trainer.train(
-                params,
-                rows,
-                lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch),
-                p.policy.tokenizer,
-                p.policy.end_id,
-                bucket=self.config.rollout.bucket,
-                seed=self.config.seed,
-                on_step=on_step,
-            )
+            recorded = self.records.advancing("warmup", advance)
+            return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=recorded)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -50,6 +50,15 @@ class Records:
         self._line("metrics", {"phase": phase, "step": step, **values})
         for name, value in values.items() if self._tensorboard else ():
             self._tensorboard[phase == "warmup"].add_scalar(name, value, step)
+
+    def advancing(self, phase: str, advance: Callable[..., None]) -> Callable[[int, Mapping[str, float]], None]:
+        """``on_step`` of supervised training: writes the step down and moves the progress bar."""
+
+        def on_step(step: int, values: Mapping[str, float]) -> None:
+            self.metrics(phase, step, values)
+            advance(1, loss=f"{values['sft/loss']:.3f}")
+
+        return on_step
 
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)

@@ -32,8 +32,10 @@ Responses = Callable[[int], Sequence[str]]  # epoch -> one response text a row o
 class Supervised:
     """Maximum-likelihood training of responses given prompts."""
 
-    def __init__(self, settings: config.Warmup, network: Network, layout: Layout, *, chunk: int):
-        self.settings, self.network, self.layout, self.chunk = settings, network, layout, chunk
+    def __init__(self, run: config.Config, network: Network, layout: Layout):
+        settings = run.warmup
+        self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
+        self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer)
         layout.check("warmup micro-batch", (settings.micro_batch or settings.batch,), ("batch",))
         self.update = compiled(self._update, layout, donate_argnums=0)
@@ -64,8 +66,6 @@ class Supervised:
         tokenizer: Any,
         stop_id: int,
         *,
-        bucket: int,
-        seed: int,
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
         """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
@@ -73,7 +73,7 @@ class Supervised:
             self.tx, self.network.shapes(), self.layout.tree_shardings(self.network.axes), self.layout
         )
         weights = (params, jax.jit(self.tx.init, out_shardings=shardings)(params))
-        order = PromptOrder(len(prompts), self.settings.batch, seed)
+        order = PromptOrder(len(prompts), self.settings.batch, self.seed)
         encoded: dict[int, list[list[int]]] = {}
         sampling = Sampling.create()  # temperature 1: plain log-likelihood
         for step in range(self.steps(len(prompts))):
@@ -82,7 +82,7 @@ class Supervised:
             if epoch not in encoded:
                 encoded = {epoch: encode_responses(responses(epoch), tokenizer, stop_id)}
             index = order.indices(step)
-            batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, bucket, self.layout)
+            batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, self.bucket, self.layout)
             weights, metrics = self.update(weights, batch, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
