@@ -8,6 +8,7 @@ import jax
 import optax
 
 from alphaalign_jax import config
+from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel import Layout
 
 
@@ -21,12 +22,17 @@ def build(settings: config.Optimizer) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm else adamw
 
 
-def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, layout: Layout) -> Any:
-    """Shardings of ``tx.init(params)``: moments lie as their parameters do, counters are replicated."""
+def state_shardings(tx: optax.GradientTransformation, network: Network, layout: Layout) -> Any:
+    """Shardings of the optimizer's state: moments lie as their parameters do, counters are replicated."""
     return optax.tree_utils.tree_map_params(
         tx,
         lambda _, sharding: sharding,
-        jax.eval_shape(tx.init, params),
-        shardings,
+        jax.eval_shape(tx.init, network.shapes()),
+        layout.tree_shardings(network.axes),
         transform_non_params=lambda _: layout.replicated,
     )
+
+
+def init(tx: optax.GradientTransformation, network: Network, params: Params, layout: Layout) -> Any:
+    """The optimizer's state for these weights, made where it lies."""
+    return jax.jit(tx.init, out_shardings=state_shardings(tx, network, layout))(params)

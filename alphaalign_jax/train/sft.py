@@ -69,10 +69,7 @@ class Supervised:
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
         """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
-        shardings = optimizer.state_shardings(
-            self.tx, self.network.shapes(), self.layout.tree_shardings(self.network.axes), self.layout
-        )
-        weights = (params, jax.jit(self.tx.init, out_shardings=shardings)(params))
+        weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
         encoded: dict[int, list[list[int]]] = {}
         sampling = Sampling.create()  # temperature 1: plain log-likelihood

@@ -68,9 +68,9 @@ class Steps:
         return TrainState(
             step=self.scalar(0, jnp.int32),
             actor=actor,
-            actor_opt=self._init_optimizer(self.actor_tx, self.actor, actor),
+            actor_opt=optimizer.init(self.actor_tx, self.actor, actor, self.layout),
             critic=critic,
-            critic_opt=None if critic is None else self._init_optimizer(self.critic_tx, self.critic, critic),
+            critic_opt=None if critic is None else optimizer.init(self.critic_tx, self.critic, critic, self.layout),
             reference=reference,
             kl_coef=self.scalar(self.config.algorithm.kl_in_reward, jnp.float32),
         )
@@ -87,7 +87,7 @@ class Steps:
             if network is None:
                 return None, None
             shapes, shardings = network.shapes(), self.layout.tree_shardings(network.axes)
-            moments = optimizer.state_shardings(tx, shapes, shardings, self.layout)
+            moments = optimizer.state_shardings(tx, network, self.layout)
             return jax.tree.map(struct, shapes, shardings), jax.tree.map(
                 struct, jax.eval_shape(tx.init, shapes), moments
             )
@@ -104,12 +104,6 @@ class Steps:
             reference=actor if self.config.algorithm.reference else None,
             kl_coef=scalar(jnp.float32),
         )
-
-    def _init_optimizer(self, tx, network: Network, params: Params):
-        shardings = optimizer.state_shardings(
-            tx, network.shapes(), self.layout.tree_shardings(network.axes), self.layout
-        )
-        return jax.jit(tx.init, out_shardings=shardings)(params)
 
     # Scoring ----------------------------------------------------------------------------------------------------------
 
