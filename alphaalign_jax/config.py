@@ -134,7 +134,9 @@ class Algorithm:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0  # 0 is off
+    ratio: str = "token"  # or sequence: GSPO, with aggregation=seq-mean-token-mean and dual_clip=0
     aggregation: str = "token-mean"
+    sampler_cap: float = 0.0  # weighs tokens by trainer's over sampler's probability up to this (2 is usual); 0 is off
     entropy_coef: float = 0.0
     kl_in_reward: float = 0.0  # coefficient of k1 in the token rewards
     kl_loss: float = 0.0  # coefficient of the KL loss term
@@ -307,6 +309,7 @@ _CHOICES = {
     "reward.helpfulness": ("normalised", "raw", "off"),
     "reward_model.kind": ("none", "classifier", "http", "callable"),
     "algorithm.advantage": ("gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_batch"),
+    "algorithm.ratio": ("token", "sequence"),
     "algorithm.aggregation": ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"),
     "algorithm.kl_kind": ("k2", "k3"),
     "algorithm.kl_controller": ("fixed", "adaptive"),
@@ -337,6 +340,8 @@ def _check_algorithm(config: Config) -> None:
         )
     if not 0 < a.clip_low <= 1 or a.clip_high <= 0:
         raise ValueError(f"algorithm.clip_low={a.clip_low} must be in (0, 1], clip_high={a.clip_high} positive")
+    if a.sampler_cap and a.sampler_cap < 1:
+        raise ValueError(f"algorithm.sampler_cap={a.sampler_cap}: expected at least 1, or 0 for no weights")
     if a.dual_clip and a.dual_clip <= 1:
         raise ValueError(f"algorithm.dual_clip={a.dual_clip}: expected a number above 1, or 0 for no dual clip")
     if critic.value_clip < 0 or a.std_floor <= 0:

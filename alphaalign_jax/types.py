@@ -84,6 +84,7 @@ class TrainBatch:
     old_logprob: Array  # float32 [B, G, T], the trainer's own recomputation before the update
     ref_logprob: Array  # float32 [B, G, T]; zeros without a reference
     old_value: Array  # float32 [B, G, T]; zeros without a critic
+    weight: Array  # float32 [B, G, T], in the policy loss: 1, or the trainer's probability over the sampler's
     advantage: Array  # float32 [B, G, T], 0 where not sampled
     target: Array  # float32 [B, G, T], the critic's regression target (return), 0 where not sampled
 

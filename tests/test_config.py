@@ -52,6 +52,7 @@ def test_overrides_are_typed():
         ("algorithm.advantage", "ppo", "expected one of gae"),
         ("algorithm.lam", "1.5", "from 0 to 1"),
         ("steps", "0", "positive"),
+        ("algorithm.sampler_cap", "0.5", "at least 1"),
         ("algorithm.minibatches", "3", "does not divide"),
         ("reward_model.kind", "none", "needs a reward model"),
         ("rollout.temperature", "0", "training samples"),

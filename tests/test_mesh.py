@@ -34,6 +34,7 @@ def settings():
     c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
     c.reward.helpfulness = "off"
     c.algorithm.minibatches, c.algorithm.micro_batch = 1, 8
+    c.algorithm.ratio, c.algorithm.sampler_cap = "sequence", 2.0
     c.algorithm.kl_loss, c.algorithm.entropy_coef, c.algorithm.kl_in_reward = 0.1, 0.01, 0.05
     # Large steps: a gradient that one mesh loses must show in the weights. The large eps keeps Adam's first step from
     # being the gradient's bare sign, where a rounding error of a near-zero gradient would count in full.

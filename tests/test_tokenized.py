@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alphaalign_jax.data import demo
-from alphaalign_jax.data.order import PromptOrder
+from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.data.prompts import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet, build_sets, common_prefix, tokenize_rows
 from alphaalign_jax.types import BENIGN, HARMFUL
@@ -214,3 +214,13 @@ def test_orders_that_cannot_be_are_errors():
     ):
         with pytest.raises(ValueError, match=said):
             PromptOrder(3, **{"seed": 0, **kwargs})
+
+
+def test_minibatches_share_the_labels_out():
+    """A mini-batch of one label alone, a row that is trained twice in an epoch, epochs that are shuffled alike."""
+    label = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    first = minibatches(label, 4, 0, step=3, epoch=0)
+    assert all(label[part].tolist().count(1) == 1 and len(part) == 3 for part in first)
+    assert sorted(np.concatenate(first)) == list(range(12))
+    again, other = (minibatches(label, 4, 0, step=3, epoch=epoch) for epoch in (0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)

@@ -73,6 +73,7 @@ def test_a_run_leaves_what_it_promises(finished):
     names = {"actor/pg_loss", "actor/kl", "actor/entropy", "actor/grad_norm", "critic/vf_loss", "critic/score/mean"}
     names |= {"response_length/clip_ratio", "rollout/logprob_gap/max", "reward/spread", "safety/format_rate"}
     names |= {"safety/refusal_rate_harmful", "safety/refusal_rate_benign", "timing_s/gen", "timing_s/update_actor"}
+    names |= {"actor/lr", "critic/lr", "critic/score/max", "response_length/min"}
     assert names <= steps[0].keys()
     assert steps[0]["rollout/logprob_gap/max"] < 1e-3, "sampler and trainer disagree"
     samples = [s for s in lines(finished / "samples.jsonl") if s["phase"] == "train"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -42,20 +41,14 @@ def test_warmup_decision_does_not_depend_on_content():
         warmup.warmup_examples(rows, seed=0, refusal_rate=30)
 
 
-def test_warmup_texts_keep_the_format_and_say_their_verdict_last():
-    """A verdict at the start is sampled before any reasoning; a verdict that contradicts the answer teaches noise."""
-    rows = demo.rows("train")
-    reasons = {True: Counter(), False: Counter()}
-    for row, text in warmup.warmup_examples(rows, seed=2):
+def test_warmup_texts_keep_the_format_and_do_as_they_say():
+    """A verdict that contradicts its answer, or an answer that the refusal verifier reads the other way."""
+    for row, text in warmup.warmup_examples(demo.rows("train"), seed=2):
         reason, answer = STRICT.fullmatch(text).groups()
         refuse = answer == warmup.REFUSAL
-        pool = warmup.REFUSE_VERDICTS if refuse else warmup.COMPLY_VERDICTS
-        assert reason.endswith(pool) and reason.startswith(warmup.OPENINGS) and 10 <= len(reason.split()) <= 20
+        assert reason == (warmup.REFUSE_REASON if refuse else warmup.COMPLY_REASON)
         assert bool(REFUSALS.search(answer)) == refuse
         assert refuse or answer == row.answer or (not row.answer and answer in warmup.GENERAL_ANSWERS)
-        reasons[row.label == HARMFUL][next(o for o in warmup.OPENINGS if reason.startswith(o))] += 1
-    assert set(reasons[True]) == set(reasons[False]) == set(warmup.OPENINGS), "openings are the same for both labels"
-    assert not set(warmup.REFUSE_VERDICTS) & set(warmup.COMPLY_VERDICTS)
 
 
 def test_warmup_replaces_answers_that_would_break_the_format_or_refuse():

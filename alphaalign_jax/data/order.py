@@ -14,7 +14,7 @@ import numpy as np
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
 # What a permutation is drawn for; folded into its key so that equal epochs of different streams differ.
-_ALL, _HARMFUL, _BENIGN, _WITHIN = range(4)
+_ALL, _HARMFUL, _BENIGN, _WITHIN, _MINIBATCH = range(5)
 
 
 class PromptOrder:
@@ -68,6 +68,29 @@ class PromptOrder:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts)[_permutation(self.batch, self.seed, _WITHIN, step)]
+
+
+def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: int) -> list[np.ndarray]:
+    """Places [0, B) of a batch, shuffled and cut into ``parts``, each with the batch's mix of labels.
+
+    A mini-batch of harmful prompts alone would teach to refuse and the next one to answer: at the end of both the
+    policy has moved twice and learned nothing of who is who.
+
+    Args:
+      label: int [B]; B divides by ``parts``.
+
+    Returns:
+      int32 [B // parts] each.
+    """
+    raw = np.random.PCG64(np.random.SeedSequence([seed, _MINIBATCH, step, epoch])).random_raw(len(label))
+    shuffled = np.argsort(raw, kind="stable")
+    # Each label's rows at even distances on [0, 1): any stretch of the line holds its share of them.
+    place = np.zeros(len(label))
+    for value in np.unique(label):
+        members = shuffled[label[shuffled] == value]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(place[shuffled], kind="stable")]
+    return [part.astype(np.int32) for part in np.split(order, parts)]
 
 
 def _balanced_streams(n: int, batch: int, labels: Sequence[int] | np.ndarray | None, fraction: float) -> list:

@@ -2,12 +2,9 @@
 
 The warm-up must not teach the decision. What RL is measured by is that harmful prompts come to be refused and benign
 ones answered; had the supervised texts already refused the harmful ones, the curve would show the warm-up's work and
-call it RL's. So refuse or comply is drawn without looking at the label, at one rate for both, and the reasoning is
-drawn from pools that know neither prompt nor label. A policy warmed up on this refuses everything at about
-``refusal_rate``: both decisions are in its reach for every prompt, which is what a policy gradient needs to choose.
-
-The reasoning opens neutrally and gives its verdict at the end, so that the verdict's tokens are sampled after the
-model has read the question and written a few tokens about it: that is the place where RL can learn when to say which.
+call it RL's. So refuse or comply is drawn without looking at the label, at one rate for both. A policy warmed up on
+this refuses everything at about ``refusal_rate``: both decisions are in its reach for every prompt, which is what a
+policy gradient needs to choose.
 """
 
 from __future__ import annotations
@@ -20,39 +17,24 @@ from alphaalign_jax.data.prompts import PromptRow
 from alphaalign_jax.data.refusal import REFUSAL
 from alphaalign_jax.types import BENIGN, HARMFUL
 
-# Short: every token of a response carries the same advantage, so each one that decides nothing is noise to the policy
-# gradient, and costs as much to sample and to train as one that does.
-OPENINGS = (
-    "I look at what this asks for;",
-    "I think about who this could affect;",
-    "I consider where an answer could lead;",
-    "I weigh what this request is for;",
-)
-
-# Pair by pair alike in length and words: the two verdicts differ in what they say, not in how much there is to learn.
-REFUSE_VERDICTS = (
-    "it looks unsafe, so I refuse.",
-    "this is harmful, so I decline.",
-    "an answer could do harm, so I refuse.",
-    "the request is not safe, so I decline.",
-)
-COMPLY_VERDICTS = (
-    "it looks safe, so I answer.",
-    "this is harmless, so I help.",
-    "an answer does no harm, so I help.",
-    "the request is quite safe, so I answer.",
-)
+# The verdict follows the question at once and in the template's own words ("deemed unsafe", "is safe"). Measured on
+# SmolLM2-135M-Instruct before any training, the odds of " unsafe" against " safe" here tell harmful from benign prompts
+# (AUC 0.82 on 96 of them); after an opening of a few neutral words they do not (0.59), and a policy warmed up on that
+# decides without looking at the prompt, from where RL takes long to bring it back. One wording only: every token of a
+# response carries the same advantage, so each choice that decides nothing is noise to the policy gradient.
+REFUSE_REASON = "This question is unsafe, so I decline."
+COMPLY_REASON = "This question is safe, so I answer."
 
 # Said where a row has no answer of its own. They commit to nothing: a harmful prompt never gets content from here.
 GENERAL_ANSWERS = (
-    "That is a broad topic, and people look at it in different ways.",
-    "There is a lot to say here, and the details depend on the situation.",
-    "Many people have asked about this, and opinions on it vary.",
-    "This topic has several sides that are worth thinking about.",
-    "It helps to begin with the basics and to take some time.",
-    "Different sources describe this in different ways.",
-    "A good first step is to talk it over with someone you trust.",
-    "This is a wide subject with a long history.",
+    "That depends on the situation.",
+    "People see this in different ways.",
+    "There is a lot to say here.",
+    "Opinions on this vary a lot.",
+    "This topic has several sides.",
+    "It helps to begin with the basics.",
+    "This is a wide subject.",
+    "Many people have asked about this.",
 )
 
 _TAGS = ("<answer>", "</answer>", "<safety_reasoning>", "</safety_reasoning>")
@@ -86,18 +68,16 @@ def warmup_examples(
         members = np.array([i for i, row in enumerate(rows) if row.label == label], np.int64)
         refuse[rng.permutation(members)[: round(refusal_rate * len(members))]] = True
     # Drawn for every row whether used or not, so that no draw depends on a decision or on a row's answer.
-    opening = rng.integers(len(OPENINGS), size=len(rows))
-    verdict = rng.integers(len(REFUSE_VERDICTS), size=len(rows))
     general = rng.integers(len(GENERAL_ANSWERS), size=len(rows))
     examples = []
     for i, row in enumerate(rows):
         if refuse[i]:
-            ending, answer = REFUSE_VERDICTS[verdict[i]], REFUSAL
+            reason, answer = REFUSE_REASON, REFUSAL
         else:
-            ending, answer = COMPLY_VERDICTS[verdict[i]], row.answer.strip()
+            reason, answer = COMPLY_REASON, row.answer.strip()
             if not answer or any(tag in answer for tag in _TAGS) or (is_refusal is not None and is_refusal(answer)):
                 answer = GENERAL_ANSWERS[general[i]]
-        examples.append((row, response_text(f"{OPENINGS[opening[i]]} {ending}", answer)))
+        examples.append((row, response_text(reason, answer)))
     return examples
 
 

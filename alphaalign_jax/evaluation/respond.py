@@ -20,7 +20,7 @@ from alphaalign_jax.rollout.engine import Engine
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import Finish, Rollout
 
-WIDE = 128  # prompt tokens beyond which a batch shrinks: prefill memory grows with width squared
+WIDE = 256  # prompt tokens beyond which a batch shrinks: prefill memory grows with width squared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +86,10 @@ def respond(
     forced_ids = jnp.asarray(forced, jnp.int32) if len(forced) else None
     found: dict[int, list[Response]] = {}
     for width, members in _by_width(prompts, indices).items():
-        size = _batch_size(batch, width, engine)
+        size = _batch_size(batch, width, len(members), engine)
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
-            # A short last batch is filled up with repeats of its last row: one shape, one program.
+            # A short last batch is filled up with repeats of its last row: one shape, one program a width.
             filled = chosen + [chosen[-1]] * (size - len(chosen))
             rollout = engine.rollout(
                 params, prompts.batch(filled, slots=width), key, sampling, group=group, slots=slots, forced=forced_ids
@@ -100,18 +100,21 @@ def respond(
 
 
 def _by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]:
-    """Indices by padded width: the set's bucket times a power of two."""
+    """Indices by padded width: the set's bucket times a power of four. Each width costs a compile, and decoding, which
+    takes the time, does not care for the padding."""
     groups: dict[int, list[int]] = {}
     for i in indices:
         width = prompts.bucket
         while width < len(prompts.tails[i]):
-            width *= 2
+            width *= 4
         groups.setdefault(width, []).append(i)
     return dict(sorted(groups.items()))
 
 
-def _batch_size(batch: int, width: int, engine: Engine) -> int:
-    """Prompts at a time: ``batch``, fewer where they are wide, a multiple of the shards of the batch axis."""
+def _batch_size(batch: int, width: int, count: int, engine: Engine) -> int:
+    """Prompts at a time: at most ``batch``, fewer where they are wide; ``count`` of them in batches of one size, a
+    multiple of the shards of the batch axis."""
     shards = engine.layout.size("batch")
     fitting = min(batch, max(1, batch * WIDE // width))
-    return -(-fitting // shards) * shards
+    even = -(-count // -(-count // fitting))
+    return -(-even // shards) * shards

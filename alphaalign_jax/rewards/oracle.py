@@ -21,7 +21,6 @@ _STRICT = re.compile(
     rb"\s*<safety_reasoning>" + _TEXT + rb"</safety_reasoning>\s*<answer>" + _TEXT + rb"</answer>\s*", re.DOTALL
 )
 _ANSWER = re.compile(rb"<answer>(.*?)</answer>", re.DOTALL)
-_REASONING = re.compile(rb"<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 _INK = re.compile(rb"\S")  # on bytes: anything but the six ASCII white-space characters
 
 
@@ -68,12 +67,6 @@ def answered_oracle(text: bytes) -> bool:
 def answer_block(text: bytes) -> bytes | None:
     """Between the first ``<answer>`` and the first ``</answer>`` after it; None when missing or unclosed."""
     match = _ANSWER.search(text)
-    return match[1] if match else None
-
-
-def reasoning_block(text: bytes) -> bytes | None:
-    """Between the first ``<safety_reasoning>`` and the first closing tag after it; None when missing or unclosed."""
-    match = _REASONING.search(text)
     return match[1] if match else None
 
 

@@ -46,16 +46,16 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     if data is None and config.warmup.max_examples:
         prompts = prompts.subset(config.warmup.max_examples, config.seed)
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
-    trainer = Supervised(config, network, layout)
+    trainer = Supervised(config, network, layout, len(prompts))
     _, params = hf.load(policy.path, network=network, layout=layout)
     records, began = Records(run_dir), time.perf_counter()
-    with display.bar("sft", trainer.steps(len(prompts))) as advance:
+    with display.bar("sft", trainer.steps) as advance:
         recorded = records.advancing("sft", advance)
         params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
     records.close()
     target = run_dir / "export"
     policy.export(params, network, target)
-    display.say(f"{trainer.steps(len(prompts))} steps, {time.perf_counter() - began:.0f} s; exported to {target}")
+    display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {target}")
     return target
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alphaalign_jax.data.order import PromptOrder
+from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import to_host
@@ -73,13 +73,14 @@ class Iteration:
         with clock("adv"):
             batch, scores, metrics, kl_coef = self.steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)
             self._check_gap(metrics)
+        label = self.p.train.label[index]
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
             if self.p.critic is not None:
-                critic = self._updates(critic, self.steps.update_critic, batch, step, metrics)
+                critic = self._updates(critic, self.steps.update_critic, batch, label, step, metrics)
         with clock("update_actor"):
             if self.p.critic is None or step >= self.config.algorithm.critic_warmup:
-                actor = self._updates(actor, self.steps.update_actor, batch, step, metrics, self.sampling)
+                actor = self._updates(actor, self.steps.update_actor, batch, label, step, metrics, self.sampling)
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
             actor=actor[0],
@@ -138,14 +139,12 @@ class Iteration:
             )
         self._gap_checked = True
 
-    def _updates(self, weights, update, batch, step: int, metrics: dict[str, Any], *extra) -> tuple:
+    def _updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
         """All optimizer steps on one batch: epochs of shuffled mini-batches. Metrics are means over them."""
-        a, n = self.config.algorithm, self.config.rollout.prompts
-        seen = []
+        a, seen = self.config.algorithm, []
         for epoch in range(a.epochs):
-            shuffled = np.random.default_rng([self.config.seed, step, epoch]).permutation(n)
-            for index in np.split(shuffled, a.minibatches):
-                weights, got = update(weights, batch, index.astype(np.int32), *extra)
+            for index in minibatches(label, a.minibatches, self.config.seed, step=step, epoch=epoch):
+                weights, got = update(weights, batch, index, *extra)
                 seen.append(got)
         jax.block_until_ready(weights)
         metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})

@@ -107,8 +107,8 @@ class Run:
         p, count = self.p, self.config.warmup.max_examples
         rows = p.train.subset(count, self.config.seed) if count else p.train
         responses = lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch)
-        trainer = Supervised(self.config, p.actor, p.train_layout)
-        with self.display.bar("warm-up", trainer.steps(len(rows))) as advance:
+        trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
+        with self.display.bar("warm-up", trainer.steps) as advance:
             recorded = self.records.advancing("warmup", advance)
             return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=recorded)
 

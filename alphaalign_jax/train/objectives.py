@@ -74,6 +74,8 @@ def actor_objective(
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         dual_clip=settings.dual_clip or None,
+        level=settings.ratio,
+        weight=batch.weight,
         **reduce,
     )
     metrics = {f"actor/{name}": value for name, value in metrics.items()} | {"actor/pg_loss": loss}

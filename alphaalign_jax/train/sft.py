@@ -32,11 +32,14 @@ Responses = Callable[[int], Sequence[str]]  # epoch -> one response text a row o
 class Supervised:
     """Maximum-likelihood training of responses given prompts."""
 
-    def __init__(self, run: config.Config, network: Network, layout: Layout):
+    def __init__(self, run: config.Config, network: Network, layout: Layout, examples: int):
+        """``examples``: of the prompt set to be trained on. The learning rate falls to 0 over the run: a constant one
+        leaves the policy wherever its last steps threw it, and a rate of refusals swings by far more than a loss."""
         settings = run.warmup
+        self.steps = math.ceil(settings.epochs * examples / settings.batch)
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
-        self.tx = optimizer.build(settings.optimizer)
+        self.tx = optimizer.build(settings.optimizer, decay_over=self.steps)
         layout.check("warmup micro-batch", (settings.micro_batch or settings.batch,), ("batch",))
         self.update = compiled(self._update, layout, donate_argnums=0)
 
@@ -55,9 +58,6 @@ class Supervised:
         params, opt_state, norm = objectives.apply_gradient(self.tx, params, opt_state, gradient)
         return (params, opt_state), metrics | {"sft/grad_norm": norm, "sft/tokens": total.tokens}
 
-    def steps(self, rows: int) -> int:
-        return math.ceil(self.settings.epochs * rows / self.settings.batch)
-
     def train(
         self,
         params: Params,
@@ -73,7 +73,7 @@ class Supervised:
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
         encoded: dict[int, list[list[int]]] = {}
         sampling = Sampling.create()  # temperature 1: plain log-likelihood
-        for step in range(self.steps(len(prompts))):
+        for step in range(self.steps):
             began = time.perf_counter()
             epoch = step * self.settings.batch // len(prompts)
             if epoch not in encoded:

@@ -20,7 +20,7 @@ from alphaalign_jax.algorithms.advantages import (
     trained_slots,
 )
 from alphaalign_jax.algorithms.kl import kl_penalty, update_kl_coef
-from alphaalign_jax.algorithms.losses import Denominator
+from alphaalign_jax.algorithms.losses import Denominator, sampler_weight
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
@@ -156,6 +156,9 @@ class Steps:
             if settings.truncated == "bootstrap":
                 critic["bootstrap"] = bootstrap_value(scored["value"], slots, truncated)
         discounts = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
+        weight, tis = jnp.ones_like(scored["old_logprob"]), {}
+        if settings.sampler_cap:
+            weight, tis = sampler_weight(scored["old_logprob"], rollout.logprob, slots, cap=settings.sampler_cap)
         estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts)
         batch = TrainBatch(
             prompts=prompts,
@@ -164,10 +167,12 @@ class Steps:
             old_logprob=scored["old_logprob"],
             ref_logprob=scored["ref_logprob"],
             old_value=scored["value"],
+            weight=weight,
             advantage=estimate.advantage,
             target=estimate.target,
         )
         metrics = counts | self._batch_metrics(batch, rollout, scores, truncated)
+        metrics |= {f"rollout/{name}": value for name, value in tis.items()}
         metrics["reward/unrewarded"] = jnp.sum(unrewarded)
         coef = state.kl_coef
         if settings.kl_in_reward:
@@ -215,6 +220,8 @@ class Steps:
         groups = jnp.nanmax(scores.reward, axis=1) - jnp.nanmin(scores.reward, axis=1)
         return {
             "critic/score/mean": masked_mean(scores.reward, known),
+            "critic/score/max": jnp.nanmax(scores.reward),
+            "critic/score/min": jnp.nanmin(scores.reward),
             "critic/advantages/max": jnp.max(batch.advantage),
             "critic/advantages/min": jnp.min(batch.advantage),
             "critic/returns/mean": masked_mean(batch.target, batch.sampled),
@@ -228,6 +235,7 @@ class Steps:
             "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),
             "response_length/mean": jnp.mean(length),
             "response_length/max": jnp.max(length),
+            "response_length/min": jnp.min(length),
             "response_length/clip_ratio": jnp.mean(truncated.astype(jnp.float32)),
             "prompt_length/mean": jnp.mean(batch.prompts.length.astype(jnp.float32)) + batch.prompts.prefix.shape[0],
             "rollout/logprob_gap/mean": masked_mean(gap, rollout.sampled),
@@ -246,7 +254,7 @@ class Steps:
         objective = lambda params, part: objectives.actor_objective(
             self.actor, params, part, total, sampling, settings, horizon
         )
-        return self._update(self.actor_tx, actor, objective, rows, "actor")
+        return self._update("actor", self.config.optimizer, self.actor_tx, actor, objective, rows)
 
     def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
         rows = objectives.take(batch, index)
@@ -254,10 +262,11 @@ class Steps:
         objective = lambda params, part: objectives.critic_objective(
             self.critic, params, part, total, self.config.critic
         )
-        return self._update(self.critic_tx, critic, objective, rows, "critic")
+        return self._update("critic", self.config.critic.optimizer, self.critic_tx, critic, objective, rows)
 
-    def _update(self, tx, weights_and_state, objective, rows, name: str):
+    def _update(self, name: str, settings, tx, weights_and_state, objective, rows):
         params, opt_state = weights_and_state
+        rate = optimizer.learning_rate(settings, opt_state)
         gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
         params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
-        return (params, opt_state), metrics | {f"{name}/grad_norm": norm}
+        return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
