@@ -9,6 +9,7 @@ import pytest
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.algorithms import advantages, kl, losses
 from alphaalign_jax.cli import main
+from alphaalign_jax.config import checks
 from alphaalign_jax.models.transformer import REMAT
 from alphaalign_jax.rewards import helpfulness, oracle
 from alphaalign_jax.rewards.reward_model import factory
@@ -53,6 +54,7 @@ def test_overrides_are_typed():
         ("algorithm.lam", "1.5", "from 0 to 1"),
         ("steps", "0", "positive"),
         ("algorithm.sampler_cap", "0.5", "at least 1"),
+        ("algorithm.old_logprob", "sampled", "expected one of trainer, sampler"),
         ("algorithm.minibatches", "3", "does not divide"),
         ("reward_model.kind", "none", "needs a reward model"),
         ("rollout.temperature", "0", "training samples"),
@@ -83,8 +85,8 @@ def test_a_mistake_ends_in_one_line(capsys):
 
 
 def test_choices_are_those_of_the_rooms_that_read_them():
-    """config.py is below those rooms and cannot ask them; a choice added there and not here could not be chosen."""
-    choices = config_lib._CHOICES
+    """config is below those rooms and cannot ask them; a choice added there and not here could not be chosen."""
+    choices = checks.CHOICES
     assert choices["algorithm.advantage"] == tuple(advantages.ADVANTAGES)
     assert choices["algorithm.truncated"] == advantages.TRUNCATIONS
     assert choices["algorithm.aggregation"] == losses.AGGREGATIONS
@@ -98,8 +100,9 @@ def test_choices_are_those_of_the_rooms_that_read_them():
 
 def test_every_field_is_read():
     """A field that nothing reads is a promise that is not kept."""
-    code = "".join(p.read_text() for p in (ROOT / "alphaalign_jax").rglob("*.py") if p.name != "config.py")
-    code += (ROOT / "alphaalign_jax/config.py").read_text().split("def run_dir")[1]
+    files = (ROOT / "alphaalign_jax").rglob("*.py")
+    code = "".join(p.read_text() for p in files if p.parent.name != "config")
+    code += (ROOT / "alphaalign_jax/config/settings.py").read_text().split("def run_dir")[1]
 
     def unread(section):
         for field in dataclasses.fields(section):

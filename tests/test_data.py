@@ -12,7 +12,8 @@ from data_cases import REFUSALS
 
 from alphaalign_jax.data import demo, recipes
 from alphaalign_jax.data.audit import audit, normalise, overlap
-from alphaalign_jax.data.prompts import PromptRow, Source, read
+from alphaalign_jax.data.prompts import Source, read
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -7,7 +7,7 @@ import pytest
 
 from alphaalign_jax.data import demo
 from alphaalign_jax.data.order import PromptOrder, minibatches
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet, build_sets, common_prefix, tokenize_rows
 from alphaalign_jax.types import BENIGN, HARMFUL
 

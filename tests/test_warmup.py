@@ -9,7 +9,7 @@ import pytest
 from data_cases import REFUSALS
 
 from alphaalign_jax.data import demo, warmup
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 STRICT = re.compile(r"\s*<safety_reasoning>(.+?)</safety_reasoning>\s*<answer>(.+?)</answer>\s*", re.DOTALL)

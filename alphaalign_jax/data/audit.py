@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
 Group = tuple[int, ...]  # indices of rows that share a prompt, ascending

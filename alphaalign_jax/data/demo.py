@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from alphaalign_jax.data import demo_adversarial, demo_benign, demo_harmful
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 SPLITS = ("train", "heldout")

@@ -82,8 +82,7 @@ def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: i
     Returns:
       int32 [B // parts] each.
     """
-    raw = np.random.PCG64(np.random.SeedSequence([seed, _MINIBATCH, step, epoch])).random_raw(len(label))
-    shuffled = np.argsort(raw, kind="stable")
+    shuffled = _permutation(len(label), seed, _MINIBATCH, step, epoch)
     # Each label's rows at even distances on [0, 1): any stretch of the line holds its share of them.
     place = np.zeros(len(label))
     for value in np.unique(label):
@@ -128,13 +127,13 @@ def _stream(n: int, seed: int, key: int, start: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _permutation(n: int, seed: int, key: int, number: int) -> np.ndarray:
+def _permutation(n: int, seed: int, key: int, *numbers: int) -> np.ndarray:
     """A permutation of n that depends on its arguments alone: int64 [n], read-only.
 
     Made by sorting raw 64-bit draws: NumPy promises that a bit generator's raw stream never changes, and makes no
     such promise for ``Generator.permutation``; a run resumed under a newer NumPy must still see the same rows.
     """
-    raw = np.random.PCG64(np.random.SeedSequence([seed, key, number])).random_raw(n)
+    raw = np.random.PCG64(np.random.SeedSequence([seed, key, *numbers])).random_raw(n)
     order = np.argsort(raw, kind="stable")
     order.flags.writeable = False
     return order

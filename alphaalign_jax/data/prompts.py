@@ -14,38 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
+from alphaalign_jax.data import demo
+from alphaalign_jax.data.row import PromptRow, show
+from alphaalign_jax.types import LABELS
 
 KINDS = ("demo", "jsonl", "csv", "parquet", "hub")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """One prompt.
-
-    Attributes:
-      prompt: the bare question, without template or chat markup.
-      label: ``BENIGN`` (0) or ``HARMFUL`` (1).
-      source: where it came from, for reports.
-      category: free text such as ``harmful/theft``, for reports.
-      answer: a short reference answer for supervised warm-up; '' where there is none (always so for harmful rows of
-        the demo set).
-    """
-
-    prompt: str
-    label: int
-    source: str = ""
-    category: str = ""
-    answer: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "source", "category", "answer"):
-            _check_text(name, getattr(self, name))
-        if not self.prompt.strip():
-            raise ValueError(f"prompt is blank: {self.prompt!r}; expected text")
-        if type(self.label) is not int or self.label not in (BENIGN, HARMFUL):
-            raise ValueError(f"label is {self.label!r}; expected {BENIGN} (benign) or {HARMFUL} (harmful)")
 
 
 @dataclass(frozen=True)
@@ -125,9 +99,6 @@ def source_kind(source: Source) -> str:
 
 
 def _read_demo(path: str) -> list[PromptRow]:
-    # Here and not at the top: the demo set is made of PromptRows.
-    from alphaalign_jax.data import demo
-
     split = path.removeprefix("demo/")
     if split not in demo.SPLITS:
         raise ValueError(f"{path!r} is not a demo split; expected {' or '.join('demo/' + s for s in demo.SPLITS)}")
@@ -152,7 +123,7 @@ def _read_jsonl(source: Source) -> Iterator[Record]:
                     f"{place}: not a line of UTF-8 JSON ({error}): {line[:80]!r}; expected one JSON object a line"
                 ) from error
             if not isinstance(record, dict):
-                raise ValueError(f"{place}: {_show(record)} is not an object; expected one JSON object a line")
+                raise ValueError(f"{place}: {show(record)} is not an object; expected one JSON object a line")
             yield place, record
 
 
@@ -255,7 +226,7 @@ def _row(
         label = mapping.get(_fold(record[source.label_key]))
         if label is None:
             raise ValueError(
-                f"{place}: label {_show(record[source.label_key])} is not in label_map; "
+                f"{place}: label {show(record[source.label_key])} is not in label_map; "
                 f"expected one of {', '.join(mapping)}"
             )
     else:
@@ -278,23 +249,9 @@ def _row(
 def _parse_label(value: Any, place: str) -> int:
     folded = value.casefold() if isinstance(value, str) else None
     if folded not in LABELS:
-        raise ValueError(f"{place}: label is {_show(value)}; expected 'harmful' or 'benign'")
+        raise ValueError(f"{place}: label is {show(value)}; expected 'harmful' or 'benign'")
     return LABELS.index(folded)
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {_show(value)}; expected text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON escapes can spell half a surrogate pair, which no tokenizer accepts
-        raise ValueError(f"{name} {_show(value)} holds a lone surrogate; expected valid Unicode text") from error
 
 
 def _fold(value: Any) -> str:
     return str(value).casefold()
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

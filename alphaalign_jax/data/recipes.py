@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alphaalign_jax.data.prompts import PromptRow, Source, read
+from alphaalign_jax.data.prompts import Source, read
+from alphaalign_jax.data.row import PromptRow
 
 # The paper names its three sources and not their shares. Half harmful keeps the two signs of the refusal reward in
 # balance; XSTest has only 250 safe prompts, so its tenth already limits the mix to 2,500 rows.

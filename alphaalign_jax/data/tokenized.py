@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]

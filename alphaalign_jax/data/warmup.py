@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alphaalign_jax.data.prompts import PromptRow
 from alphaalign_jax.data.refusal import REFUSAL
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 # The verdict follows the question at once and in the template's own words ("deemed unsafe", "is safe"). Measured on

@@ -13,7 +13,8 @@ import rich.console
 import rich.progress
 
 from alphaalign_jax import hf
-from alphaalign_jax.data.prompts import PromptRow, Source, read
+from alphaalign_jax.data.prompts import Source, read
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond

@@ -9,7 +9,7 @@ from typing import Any
 
 import rich.table
 
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.types import BENIGN, HARMFUL
 

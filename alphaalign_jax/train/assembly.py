@@ -14,8 +14,9 @@ from alphaalign_jax import hf
 from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.audit import Audit, audit
-from alphaalign_jax.data.prompts import PromptRow, Source
+from alphaalign_jax.data.prompts import Source
 from alphaalign_jax.data.recipes import mix
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
 from alphaalign_jax.data.warmup import warmup_examples
 from alphaalign_jax.models import ModelSpec, Network, Params

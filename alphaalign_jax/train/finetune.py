@@ -9,7 +9,7 @@ from typing import Any
 
 from alphaalign_jax import hf
 from alphaalign_jax.config import Config
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render

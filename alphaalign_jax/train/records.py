@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from alphaalign_jax.data.prompts import PromptRow
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS

@@ -1,0 +1,116 @@
+"""Settings that cannot be, or cannot go together: said before anything is loaded or compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alphaalign_jax.config.settings import Config
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.rollout_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "data.on_long": ("error", "drop"),
+    "reward.format_mode": ("strict", "paper"),
+    "reward.helpfulness": ("normalised", "raw", "off"),
+    "reward_model.kind": ("none", "classifier", "http", "callable"),
+    "algorithm.advantage": ("gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_batch"),
+    "algorithm.old_logprob": ("trainer", "sampler"),
+    "algorithm.ratio": ("token", "sequence"),
+    "algorithm.aggregation": ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"),
+    "algorithm.kl_kind": ("k2", "k3"),
+    "algorithm.kl_controller": ("fixed", "adaptive"),
+    "algorithm.truncated": ("terminal", "bootstrap", "mask"),
+}
+_POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
+    data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
+    warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
+    reward.std_floor""".split()
+_FRACTIONS = "data.harmful_fraction warmup.refusal_rate algorithm.gamma algorithm.lam".split()
+
+
+def _get(config: Config, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for the first setting out of its range, or that another one rules out."""
+    for key, valid in CHOICES.items():
+        if _get(config, key) not in valid:
+            raise ValueError(f"config.{key}={_get(config, key)!r}: expected one of {', '.join(valid)}")
+    for key in _POSITIVE:
+        if not _get(config, key) > 0:
+            raise ValueError(f"config.{key}={_get(config, key)}: expected a positive number")
+    for key in _FRACTIONS:
+        if not 0 <= _get(config, key) <= 1:
+            raise ValueError(f"config.{key}={_get(config, key)}: expected a number from 0 to 1")
+    r, a = config.rollout, config.algorithm
+    if r.prompts % a.minibatches:
+        raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
+    minibatch = r.prompts // a.minibatches
+    if a.micro_batch and minibatch % a.micro_batch:
+        raise ValueError(
+            f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}"
+        )
+    if config.warmup.micro_batch and config.warmup.batch % config.warmup.micro_batch:
+        raise ValueError(
+            f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
+        )
+    _check_algorithm(config)
+    if not a.reference and (a.kl_in_reward or a.kl_loss):
+        raise ValueError(f"algorithm.kl_in_reward={a.kl_in_reward}, kl_loss={a.kl_loss} need algorithm.reference=True")
+    if a.truncated == "bootstrap" and a.advantage != "gae":
+        raise ValueError(
+            f"algorithm.truncated='bootstrap' needs a critic; algorithm.advantage={a.advantage!r} has none"
+        )
+    if a.advantage in ("grpo", "dr_grpo", "rloo") and r.group < 2:
+        raise ValueError(
+            f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: "
+            f"rollout.group={r.group} must be at least 2"
+        )
+    if r.temperature <= 0:
+        raise ValueError(
+            f"rollout.temperature={r.temperature}: training samples; greedy rollouts of a prompt would be equal"
+        )
+    if config.reward.helpfulness != "off" and config.reward_model.kind == "none":
+        raise ValueError(
+            f"reward.helpfulness={config.reward.helpfulness!r} needs a reward model: set reward_model.kind, or "
+            "reward.helpfulness='off' (AlphaAlign-Zero)"
+        )
+
+
+def _check_algorithm(config: Config) -> None:
+    """Numbers that the losses and estimators would refuse, or not read, once everything is compiled."""
+    a, critic = config.algorithm, config.critic
+    gae = a.advantage == "gae"
+    if not gae and a.lam != 1.0:
+        raise ValueError(f"algorithm.lam={a.lam}: algorithm.advantage={a.advantage!r} does not read it; leave it at 1")
+    if a.gamma != 1.0 and a.advantage not in ("gae", "reinforce_plus_plus"):
+        raise ValueError(
+            f"algorithm.gamma={a.gamma}: algorithm.advantage={a.advantage!r} does not discount; leave it at 1"
+        )
+    if not 0 < a.clip_low <= 1 or a.clip_high <= 0:
+        raise ValueError(f"algorithm.clip_low={a.clip_low} must be in (0, 1], clip_high={a.clip_high} positive")
+    if a.sampler_cap and a.sampler_cap < 1:
+        raise ValueError(f"algorithm.sampler_cap={a.sampler_cap}: expected at least 1, or 0 for no weights")
+    if a.sampler_cap and a.old_logprob == "sampler":
+        raise ValueError(
+            f"algorithm.sampler_cap={a.sampler_cap} weighs by trainer's over sampler's probability, which "
+            "algorithm.old_logprob='sampler' takes to be 1; set one of them"
+        )
+    if a.dual_clip and a.dual_clip <= 1:
+        raise ValueError(f"algorithm.dual_clip={a.dual_clip}: expected a number above 1, or 0 for no dual clip")
+    if critic.value_clip < 0 or a.std_floor <= 0:
+        raise ValueError(
+            f"critic.value_clip={critic.value_clip} must be 0 (off) or more, algorithm.std_floor={a.std_floor} positive"
+        )
+    rows = config.rollout.prompts * config.rollout.group
+    if a.kl_controller == "adaptive" and (a.kl_target <= 0 or a.kl_horizon <= rows / 5):
+        raise ValueError(
+            f"algorithm.kl_target={a.kl_target} must be positive, kl_horizon={a.kl_horizon} above "
+            f"{rows / 5:g} (a fifth of a step's responses)"
+        )
+    if config.eval.temperature < 0:
+        raise ValueError(f"config.eval.temperature={config.eval.temperature}: expected 0 (greedy) or more")

@@ -1,0 +1,179 @@
+"""Every setting of a run, with its default, its unit and why it has that value."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+
+def _section(cls):
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _field(cls):
+    return dataclasses.field(default_factory=cls)
+
+
+@_section
+class Model:
+    path: str = ""  # Hugging Face directory or hub id, GGUF file, package:NAME, or builtin:tiny (made in the run)
+    dtype: str = "float32"  # compute dtype of the trainer; master weights are float32
+    rollout_dtype: str = "float32"  # compute and weight dtype of the sampler
+    remat: str = "none"  # what the backward pass keeps of a layer: none (all), dots, full (its input only)
+
+
+@_section
+class Mesh:
+    devices: int = 0  # use the first so many; 0 is all
+    data: int = 1
+    fsdp: int = -1  # -1: what the other axes leave
+    tensor: int = 1
+    train_rules: str = "fsdp_tensor"
+    rollout_rules: str = "tensor"
+    train_overrides: tuple = ()  # rows (logical axis, mesh axis, ...) that replace rows of the table
+    rollout_overrides: tuple = ()
+
+
+@_section
+class Data:
+    train: tuple = ("demo/train",)  # demo/..., a .jsonl/.csv/.parquet file, or a data.Source as a dict
+    heldout: tuple = ("demo/heldout",)
+    harmful_fraction: float = 0.5  # of every training batch
+    max_prompt_tokens: int = 512
+    on_long: str = "error"  # or drop (counted) for a training prompt longer than that; evaluation never drops
+    bucket: int = 32  # prompt slots are a multiple of it
+
+
+@_section
+class Optimizer:
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0  # linear from 0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # global norm; 0 is off
+
+
+@_section
+class Warmup:
+    epochs: float = 0.0  # of the warm-up examples; 0 is off
+    batch: int = 16  # examples a step
+    micro_batch: int = 0  # examples a gradient-accumulation slice; 0 is all at once
+    refusal_rate: float = 0.3  # of harmful and of benign examples alike
+    max_examples: int = 0  # 0 is all
+    optimizer: Optimizer = dataclasses.field(default_factory=lambda: Optimizer(learning_rate=1e-4, warmup_steps=5))
+
+
+@_section
+class Rollout:
+    prompts: int = 16  # prompts a step
+    group: int = 8  # rollouts a prompt
+    max_new_tokens: int = 2048
+    temperature: float = 1.0
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0  # 1 is off
+    bucket: int = 32  # response slots of the trainer are a multiple of it
+    max_logprob_gap: float = 0.05  # nats, mean: a run whose trainer and sampler differ by more at its start is stopped
+
+
+@_section
+class Reward:
+    format_mode: str = "strict"  # or paper
+    # The paper gives no values. Correctness must outweigh form, or a policy that always complies in good form (r_f)
+    # beats one that still gets the form wrong while it learns to refuse; and form must pay at all, or it decays.
+    r_f: float = 0.5
+    r_a: float = 1.0
+    helpfulness: str = "normalised"  # or raw (the ablation), off (AlphaAlign-Zero)
+    std_floor: float = 0.01  # units of the reward model's score: a group whose std is no larger earns nothing
+    relative_std_floor: float = 2.0**-6  # likewise, as a share of the group's largest score: two bfloat16 ulps
+
+
+@_section
+class RewardModel:
+    kind: str = "none"  # none, classifier, http, callable
+    target: str = ""  # classifier: Hugging Face directory or hub id; http: URL; callable: module:function
+    batch: int = 32  # rows the classifier scores at a time, or an HTTP request carries
+    max_length: int = 2048  # classifier: tokens of question and answer
+    dtype: str = "float32"  # classifier: compute dtype
+    token_env: str = ""  # http: environment variable that holds the bearer token
+    timeout_s: float = 60.0  # http: to the first byte of an answer
+    retries: int = 5  # http: after the first try
+
+
+@_section
+class Critic:
+    path: str = ""  # its body; empty: the policy's own initial weights
+    num_layers: int = 0  # keep only the first n layers; 0 is all
+    value_clip: float = 0.5  # 0 is off
+    optimizer: Optimizer = dataclasses.field(default_factory=lambda: Optimizer(learning_rate=1e-5))
+
+
+@_section
+class Algorithm:
+    advantage: str = "gae"  # gae (PPO, with a critic), grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch
+    gamma: float = 1.0
+    lam: float = 1.0
+    std_floor: float = 1e-3  # of grpo, in units of the reward
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 3.0  # 0 is off
+    old_logprob: str = "trainer"  # or sampler: those recorded in sampling, which saves a pass where both run in float32
+    ratio: str = "token"  # or sequence: GSPO, with aggregation=seq-mean-token-mean and dual_clip=0
+    aggregation: str = "token-mean"
+    sampler_cap: float = 0.0  # weighs tokens by trainer's over sampler's probability up to this (2 is usual); 0 is off
+    entropy_coef: float = 0.0
+    kl_in_reward: float = 0.0  # coefficient of k1 in the token rewards
+    kl_loss: float = 0.0  # coefficient of the KL loss term
+    kl_kind: str = "k3"  # of the KL loss: k2 or k3
+    kl_controller: str = "fixed"  # or adaptive, of kl_in_reward
+    kl_target: float = 0.1  # adaptive: nats a token
+    kl_horizon: int = 10000  # adaptive: responses
+    reference: bool = True  # keep the initial policy, to log the KL to it; the KL terms need it
+    epochs: int = 1  # passes over a step's rollouts
+    minibatches: int = 1  # optimizer steps a pass
+    micro_batch: int = 0  # prompts a gradient-accumulation slice; 0 is the whole mini-batch
+    truncated: str = "terminal"  # or bootstrap, mask
+    logprob_chunk: int = 64  # response slots whose logits are held at a time
+    critic_warmup: int = 0  # first steps that train the critic alone
+
+
+@_section
+class Evaluation:
+    every: int = 0  # steps; 0: only before and after
+    batch: int = 32  # prompts at a time
+    max_new_tokens: int = 0  # 0: rollout.max_new_tokens
+    limit: int = 0  # held-out prompts in the periodic evaluation; 0 is all. Before and after always take all
+    temperature: float = 0.0
+
+
+@_section
+class Checkpoint:
+    every: int = 0  # steps; 0: only at the end
+    keep: int = 2
+
+
+@_section
+class Config:
+    name: str = "run"
+    out: str = ""  # run folder; empty: runs/<name>
+    seed: int = 0
+    steps: int = 200  # rollout-and-update steps
+    samples: int = 8  # responses dumped a step
+    export: bool = True  # write a Hugging Face directory at the end
+    model: Model = _field(Model)
+    mesh: Mesh = _field(Mesh)
+    data: Data = _field(Data)
+    warmup: Warmup = _field(Warmup)
+    rollout: Rollout = _field(Rollout)
+    reward: Reward = _field(Reward)
+    reward_model: RewardModel = _field(RewardModel)
+    algorithm: Algorithm = _field(Algorithm)
+    optimizer: Optimizer = _field(Optimizer)
+    critic: Critic = _field(Critic)
+    eval: Evaluation = _field(Evaluation)
+    checkpoint: Checkpoint = _field(Checkpoint)
+
+    @property
+    def run_dir(self) -> pathlib.Path:
+        return pathlib.Path(self.out or f"runs/{self.name}")
