@@ -86,6 +86,7 @@ def _train(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import config
     from alphaalign_jax.train import loop
 
+    processes.keep_freed_memory()
     loop.train(config.load(args.config, extra), resume=args.resume, command=args.command_line)
 
 
@@ -93,6 +94,7 @@ def _sft(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import config
     from alphaalign_jax.train import finetune
 
+    processes.keep_freed_memory()
     finetune.run(config.load(args.config, extra), data=args.data)
 
 

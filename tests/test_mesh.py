@@ -76,7 +76,7 @@ def one_step(name):
     flip = rng.integers(0, 2, (B, G)).astype(bool)
     verdict = verdict.replace(format=flip, refusal=~flip)
     placed = place(prompts, train)
-    scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling)
+    scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling, policy=True)
     unknown = np.full((B, G), np.nan, np.float32)
     batch, scores, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
     index = np.arange(B, dtype=np.int32)

@@ -26,6 +26,7 @@ SMALL = {
     "rollout.max_new_tokens": "24",
     "rollout.bucket": "24",
     "algorithm.minibatches": "1",
+    "algorithm.old_logprob": "sampler",  # the trainer's are found in a run's first step alone: resume must not show it
     "eval.batch": "8",
     "checkpoint.every": "1",
     "checkpoint.keep": "5",

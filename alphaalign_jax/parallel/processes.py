@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from typing import Any
 
 import jax
@@ -30,6 +32,23 @@ def start() -> None:
             f"{given}: set {COORDINATOR}=host:port, {COUNT}=N and {INDEX}=0..N-1 in every process, or only {COUNT}=auto"
         )
     jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
+
+
+def keep_freed_memory() -> None:
+    """Under glibc: pages that a step frees on the host stay with the process for the next one.
+
+    On CPU, XLA mallocs a step's temporaries anew at each call. By default glibc maps such blocks one by one and unmaps
+    them when they are freed, and clearing fresh pages took a third of a training step. To be called before any JAX
+    computation: threads that already have a heap of their own keep it.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_* of malloc.h
+    for setting, value in ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1)):
+        mallopt(setting, value)
 
 
 def first() -> bool:

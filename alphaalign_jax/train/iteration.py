@@ -27,7 +27,7 @@ from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
-from alphaalign_jax.types import BENIGN, Rollout, TrainState
+from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Iteration:
         pending = self._ask_reward_model(index, responses)
         with clock("old_log_prob"):
             prompts = place(prompts, self.p.train_layout)
-            scored = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling)
-            jax.block_until_ready(scored)
+            scored = self._score(state, prompts, rollout)
         with clock("reward_wait"):
             helpfulness = _await_scores(pending, verdict.refusal.shape)
         with clock("adv"):
@@ -125,6 +124,15 @@ class Iteration:
                     answers.append(clean_answer(block, specials))
                     places.append((b, g))
         return self.p.scorer.submit(questions, answers), places
+
+    def _score(self, state: TrainState, prompts: Prompts, rollout: Rollout) -> dict[str, Array]:
+        """What ``Steps.score`` finds and the update needs; waits for it."""
+        # With the sampler's log-probs as the old ones the trainer's are needed once, to see that they are the same.
+        policy = self.config.algorithm.old_logprob == "trainer" or not self._gap_checked
+        if not policy and self.p.critic is None and state.reference is None:
+            return {}
+        found = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling, policy=policy)
+        return jax.block_until_ready(found)
 
     def _check_gap(self, metrics: dict[str, Any]) -> None:
         """Before the first update, the trainer must score samples as the sampler drew them."""

@@ -47,7 +47,7 @@ class Steps:
         self.actor_tx = optimizer.build(config.optimizer)
         self.critic_tx = optimizer.build(config.critic.optimizer)
         self._check()
-        self.score = compiled(self._score, layout)
+        self.score = compiled(self._score, layout, static_argnames="policy")
         self.assemble = compiled(self._assemble, layout)
         self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
         self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
@@ -108,9 +108,10 @@ class Steps:
     # Scoring ----------------------------------------------------------------------------------------------------------
 
     def _score(
-        self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling
+        self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
     ) -> dict[str, Array]:
-        """Old log-probs, the reference's, and values: all that is fixed before the update. float32 [B, G, T] each."""
+        """The policy's log-probs (if asked for), the reference's and values, where there are such networks: all that is
+        fixed before the update. float32 [B, G, T] each."""
         settings = self.config.algorithm
 
         def score(part: Examples) -> dict[str, Array]:
@@ -119,8 +120,7 @@ class Steps:
                 found = objectives.policy_logprobs(self.actor, params, part.prompts, part.tokens, sampling, chunk=chunk)
                 return jnp.where(part.sampled, found[0], 0.0)
 
-            scored = {name: jnp.zeros(part.tokens.shape, jnp.float32) for name in ("ref_logprob", "value")}
-            scored["old_logprob"] = logprobs(state.actor)
+            scored = {"logprob": logprobs(state.actor)} if policy else {}
             if state.reference is not None:
                 scored["ref_logprob"] = logprobs(state.reference)
             if self.critic is not None:
@@ -146,33 +146,40 @@ class Steps:
         settings = self.config.algorithm
         scores, counts = self.rewards(prompts.label, verdict, helpfulness)
         truncated = rollout.finish == Finish.LENGTH
+        absent = jnp.zeros_like(rollout.logprob)
+        ref_logprob, value = scored.get("ref_logprob", absent), scored.get("value", absent)
+        old_logprob = rollout.logprob if settings.old_logprob == "sampler" else scored["logprob"]
         slots = trained_slots(rollout.sampled, reward=scores.reward, truncated=truncated, truncation=settings.truncated)
-        kl = kl_penalty(scored["old_logprob"], scored["ref_logprob"], kind="k1") if settings.kl_in_reward else None
+        kl = kl_penalty(old_logprob, ref_logprob, kind="k1") if settings.kl_in_reward else None
         reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # such rows have no slots left
         rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=state.kl_coef)
         critic = {}
         if self.critic is not None:
-            critic["values"] = scored["value"]
+            critic["values"] = value
             if settings.truncated == "bootstrap":
-                critic["bootstrap"] = bootstrap_value(scored["value"], slots, truncated)
+                critic["bootstrap"] = bootstrap_value(value, slots, truncated)
         discounts = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
-        weight, tis = jnp.ones_like(scored["old_logprob"]), {}
+        weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
-            weight, tis = sampler_weight(scored["old_logprob"], rollout.logprob, slots, cap=settings.sampler_cap)
+            weight, tis = sampler_weight(old_logprob, rollout.logprob, slots, cap=settings.sampler_cap)
         estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts)
         batch = TrainBatch(
             prompts=prompts,
             tokens=rollout.tokens,
             sampled=slots,
-            old_logprob=scored["old_logprob"],
-            ref_logprob=scored["ref_logprob"],
-            old_value=scored["value"],
+            old_logprob=old_logprob,
+            ref_logprob=ref_logprob,
+            old_value=value,
             weight=weight,
             advantage=estimate.advantage,
             target=estimate.target,
         )
         metrics = counts | self._batch_metrics(batch, rollout, scores, truncated)
-        metrics |= {f"rollout/{name}": value for name, value in tis.items()}
+        metrics |= {f"rollout/{name}": found for name, found in tis.items()}
+        if "logprob" in scored:
+            gap = jnp.abs(scored["logprob"] - rollout.logprob)
+            metrics["rollout/logprob_gap/mean"] = masked_mean(gap, rollout.sampled)
+            metrics["rollout/logprob_gap/max"] = jnp.max(jnp.where(rollout.sampled, gap, 0.0))
         metrics["reward/unrewarded"] = jnp.sum(unrewarded)
         coef = state.kl_coef
         if settings.kl_in_reward:
@@ -215,7 +222,6 @@ class Steps:
     def _batch_metrics(self, batch: TrainBatch, rollout: Rollout, scores: Scores, truncated: Array) -> Metrics:
         harmful = jnp.broadcast_to(batch.prompts.label[:, None] != BENIGN, scores.refusal.shape)
         known = ~jnp.isnan(scores.reward)
-        gap = jnp.abs(batch.old_logprob - rollout.logprob)
         length = rollout.length.astype(jnp.float32)
         groups = jnp.nanmax(scores.reward, axis=1) - jnp.nanmin(scores.reward, axis=1)
         return {
@@ -238,8 +244,6 @@ class Steps:
             "response_length/min": jnp.min(length),
             "response_length/clip_ratio": jnp.mean(truncated.astype(jnp.float32)),
             "prompt_length/mean": jnp.mean(batch.prompts.length.astype(jnp.float32)) + batch.prompts.prefix.shape[0],
-            "rollout/logprob_gap/mean": masked_mean(gap, rollout.sampled),
-            "rollout/logprob_gap/max": jnp.max(jnp.where(rollout.sampled, gap, 0.0)),
         }
 
     # Updates ----------------------------------------------------------------------------------------------------------
