@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--devices", type=int, default=0, help="use the first so many; 0 is all")
         command.add_argument("--tensor", type=int, default=1, help="devices that share one copy of the weights")
         command.add_argument("--seed", type=int, default=0)
+        command.add_argument(
+            "--format_mode", choices=("strict", "paper"), default="strict", help="what counts as in format"
+        )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
     convert = commands.add_parser("convert", help="between Hugging Face, GGUF (in only) and Orbax")

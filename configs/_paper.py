@@ -3,7 +3,8 @@
 import dataclasses
 
 from alphaalign_jax.config import defaults
-from alphaalign_jax.data.recipes import PAPER
+from alphaalign_jax.data.prompts import Source
+from alphaalign_jax.data.recipes import paper
 
 
 def paper_config(name, hub, arg):
@@ -15,7 +16,9 @@ def paper_config(name, hub, arg):
     config.model.path = hub
     config.model.dtype = config.model.rollout_dtype = "bfloat16"
     config.model.remat = "full"
-    config.data.train = tuple(dataclasses.asdict(source) for source in PAPER)
+    # SCoT's harmful prompts are not on the hub: put your copy here, a JSON object {"prompt": ...} a line. To change the
+    # shares of SCoT, Dolly and XSTest: --config.data.ratios="(0.5, 0.3, 0.2)".
+    config.data.train = tuple(dataclasses.asdict(source) for source in paper(Source("scot_harmful.jsonl")))
     config.data.heldout = ("heldout.jsonl",)
     config.data.max_prompt_tokens = 1024
     config.data.on_long = "drop"

@@ -55,6 +55,9 @@ def test_overrides_are_typed():
         ("steps", "0", "positive"),
         ("algorithm.sampler_cap", "0.5", "at least 1"),
         ("algorithm.old_logprob", "sampled", "expected one of trainer, sampler"),
+        ("algorithm.kl_controller", "adaptive", "which is 0"),
+        ("algorithm.micro_batch", "-4", "0 or more"),
+        ("warmup.epochs", "-1", "0 or more"),
         ("algorithm.minibatches", "3", "does not divide"),
         ("reward_model.kind", "none", "needs a reward model"),
         ("rollout.temperature", "0", "training samples"),
@@ -104,12 +107,12 @@ def test_every_field_is_read():
     code = "".join(p.read_text() for p in files if p.parent.name != "config")
     code += (ROOT / "alphaalign_jax/config/settings.py").read_text().split("def run_dir")[1]
 
-    def unread(section):
+    def unread(section, name="config"):
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if dataclasses.is_dataclass(value):
-                yield from unread(value)
-            elif not re.search(rf"\.{field.name}\b", code):
-                yield field.name
+                yield from unread(value, field.name)
+            elif not re.search(rf"\b({name}|{name[0]}|run|self|_?settings)\.{field.name}\b", code):
+                yield f"{name}.{field.name}"
 
     assert not list(unread(config_lib.Config()))

@@ -232,7 +232,7 @@ def test_the_papers_recipe_names_its_three_sources():
         ("walledai/XSTest", "benign", 0.3),
     ]
     assert sources[0].prompt_key == "question" and ("label", "safe") in sources[2].where
-    assert sum(source.ratio for source in recipes.PAPER) == pytest.approx(1)
+    assert sum(source.ratio for source in recipes.paper(Source("scot.jsonl"))) == pytest.approx(1)
 
 
 def test_audit_finds_duplicates_contradictions_and_leaks():

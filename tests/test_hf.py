@@ -353,3 +353,14 @@ def test_stop_ids_are_every_end():
     tok.eos_token = None
     with pytest.raises(ValueError, match="no token ends a response"):
         hf.stop_ids(tok)
+
+
+def test_orbax_weights_of_another_model_are_refused(tmp_path):
+    """Orbax reads what it is asked for: a parameter too many (a bias, a norm) would be dropped without a word."""
+    biased, plain = (Network(ModelSpec.from_hf(config("llama", attention_bias=bias))) for bias in (True, False))
+    hf.save_model(random_params(biased), biased, tmp_path / "model")
+    said = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(said | {"attention_bias": False}))
+    layout = Layout(build_mesh(), rule_table("fsdp_tensor"))
+    with pytest.raises(ValueError, match=r"\['bias'\] is not one of the model's"):
+        hf.load(tmp_path / "model", plain, layout)

@@ -141,9 +141,11 @@ def test_axes_that_do_not_divide_are_refused_before_compiling():
 
 
 def test_rule_tables_reject_collisions_and_strangers():
-    collide = Layout(build_mesh(fsdp=8), rule_table("fsdp_tensor", [("mlp", "fsdp")]))
+    collide = Layout(build_mesh(fsdp=8), rule_table("tensor", [("batch", "data"), ("mlp", "fsdp"), ("embed", "fsdp")]))
     with pytest.raises(ValueError, match="'embed' and 'mlp' are both laid over mesh axis 'fsdp'"):
         collide.spec(("embed", "mlp"))
+    with pytest.raises(ValueError, match="'batch' and 'act_embed' are both laid over mesh axis 'fsdp'"):
+        Layout(build_mesh(fsdp=8), rule_table("fsdp_tensor", [("act_embed", "fsdp")]))
     with pytest.raises(ValueError, match="not a logical axis"):
         rule_table("tensor", [("mpl", "fsdp")])
     with pytest.raises(ValueError, match="no axis 'expert'"):
@@ -154,4 +156,6 @@ def test_rule_tables_reject_collisions_and_strangers():
 
 def test_constrain_outside_a_layout_is_the_identity():
     x = jnp.ones((2, 3))
-    assert constrain(x, "batch", "embed") is x
+    assert constrain(x, "vocab", None) is x
+    with pytest.raises(ValueError, match="not among ACTIVATIONS"):
+        constrain(x, "batch", "embed")

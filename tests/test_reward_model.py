@@ -224,6 +224,8 @@ def test_async_scorer_checks_scores_and_raises_at_result():
     two = Bad(lambda q, a: [1.0, 2.0])
     with AsyncScorer(two) as scorer, pytest.raises(RewardModelError, match="2 scores for 1 rows"):
         scorer.score(["q"], ["a"])
+    with AsyncScorer(Bad(explode)) as scorer:
+        assert scorer.score([], []).shape == (0,), "a batch without one answer is not the model's business"
     with AsyncScorer(Bad(explode)) as scorer, pytest.raises(ValueError, match="2 questions and 1 answers"):
         scorer.submit(["q", "q"], ["a"])
     with pytest.raises(ValueError, match="needs score"):

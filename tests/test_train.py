@@ -7,7 +7,11 @@ import pathlib
 import numpy as np
 import pytest
 
+from alphaalign_jax import config
 from alphaalign_jax.cli import main
+from alphaalign_jax.train import assembly
+from alphaalign_jax.train.iteration import check_gap
+from alphaalign_jax.train.records import Display
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPTS = [
@@ -175,3 +179,29 @@ def test_sft_learns_given_responses(work, capsys):
     (work / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'bad.jsonl'}", *settings]) == 2
     assert "bad.jsonl:2" in capsys.readouterr().err
+
+
+def test_a_gap_that_is_no_number_is_refused():
+    """NaN compares false with everything: log-probs of NaN would pass for a sampler and a trainer that agree."""
+    c = config.load(f"{ROOT}/configs/tiny.py")
+    check_gap(0.01, c)
+    for gap in (0.06, float("nan")):
+        with pytest.raises(ValueError, match=f"gap {gap:.4f} nats"):
+            check_gap(gap, c)
+
+
+def test_a_quoted_prompt_is_no_markup(capsys):
+    """A duplicated prompt with [/INST] in it ended the run at its first line; [train] was not shown."""
+    Display().say("prompt '[/INST] hub[train]' stands twice")
+    assert "[/INST] hub[train]" in capsys.readouterr().out
+
+
+def test_ratios_of_the_mix_come_from_the_settings():
+    sources = ("data.train", "demo/train,demo/heldout")
+    settings = lambda ratios: config.load(f"{ROOT}/configs/tiny.py", [sources, ("data.ratios", ratios)])
+    rows, _, audit = assembly.read_rows(settings("(0.9, 0.1)"))
+    counts = audit.to_json()["by_source"]
+    assert sum(counts["demo/heldout"].values()) == pytest.approx(len(rows) / 10, abs=1)
+    assert audit.to_json()["also_held_out"] == sum(counts["demo/heldout"].values())
+    with pytest.raises(ValueError, match="expected 2 numbers, one a source"):
+        assembly.read_rows(settings("(1.0,)"))

@@ -25,8 +25,15 @@ CHOICES = {
 _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
     data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
     warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
-    reward.std_floor""".split()
-_FRACTIONS = "data.harmful_fraction warmup.refusal_rate algorithm.gamma algorithm.lam".split()
+    reward.std_floor algorithm.std_floor""".split()
+_NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples warmup.micro_batch rollout.top_k
+    optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
+    critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
+    warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
+    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.critic_warmup eval.every
+    eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
+_FRACTIONS = """data.harmful_fraction warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
+    critic.optimizer.decay warmup.optimizer.decay""".split()
 
 
 def _get(config: Config, key: str) -> Any:
@@ -43,6 +50,9 @@ def check(config: Config) -> None:
     for key in _POSITIVE:
         if not _get(config, key) > 0:
             raise ValueError(f"config.{key}={_get(config, key)}: expected a positive number")
+    for key in _NOT_NEGATIVE:
+        if not _get(config, key) >= 0:
+            raise ValueError(f"config.{key}={_get(config, key)}: expected 0 or more")
     for key in _FRACTIONS:
         if not 0 <= _get(config, key) <= 1:
             raise ValueError(f"config.{key}={_get(config, key)}: expected a number from 0 to 1")
@@ -83,7 +93,7 @@ def check(config: Config) -> None:
 
 def _check_algorithm(config: Config) -> None:
     """Numbers that the losses and estimators would refuse, or not read, once everything is compiled."""
-    a, critic = config.algorithm, config.critic
+    a = config.algorithm
     gae = a.advantage == "gae"
     if not gae and a.lam != 1.0:
         raise ValueError(f"algorithm.lam={a.lam}: algorithm.advantage={a.advantage!r} does not read it; leave it at 1")
@@ -102,15 +112,15 @@ def _check_algorithm(config: Config) -> None:
         )
     if a.dual_clip and a.dual_clip <= 1:
         raise ValueError(f"algorithm.dual_clip={a.dual_clip}: expected a number above 1, or 0 for no dual clip")
-    if critic.value_clip < 0 or a.std_floor <= 0:
-        raise ValueError(
-            f"critic.value_clip={critic.value_clip} must be 0 (off) or more, algorithm.std_floor={a.std_floor} positive"
-        )
     rows = config.rollout.prompts * config.rollout.group
+    if not gae and a.critic_warmup:
+        raise ValueError(
+            f"algorithm.critic_warmup={a.critic_warmup}: algorithm.advantage={a.advantage!r} has no critic"
+        )
+    if a.kl_controller == "adaptive" and not a.kl_in_reward:
+        raise ValueError("algorithm.kl_controller='adaptive' adapts algorithm.kl_in_reward, which is 0: set it")
     if a.kl_controller == "adaptive" and (a.kl_target <= 0 or a.kl_horizon <= rows / 5):
         raise ValueError(
             f"algorithm.kl_target={a.kl_target} must be positive, kl_horizon={a.kl_horizon} above "
             f"{rows / 5:g} (a fifth of a step's responses)"
         )
-    if config.eval.temperature < 0:
-        raise ValueError(f"config.eval.temperature={config.eval.temperature}: expected 0 (greedy) or more")

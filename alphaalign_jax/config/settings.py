@@ -37,6 +37,7 @@ class Mesh:
 @_section
 class Data:
     train: tuple = ("demo/train",)  # demo/..., a .jsonl/.csv/.parquet file, or a data.Source as a dict
+    ratios: tuple = ()  # shares of the sources of train, in their order, summing to 1; empty: as the sources say
     heldout: tuple = ("demo/heldout",)
     harmful_fraction: float = 0.5  # of every training batch
     max_prompt_tokens: int = 512
@@ -47,7 +48,8 @@ class Data:
 @_section
 class Optimizer:
     learning_rate: float = 1e-6
-    warmup_steps: int = 0  # linear from 0
+    warmup_steps: int = 0  # updates of a linear rise from 0
+    decay: float = 0.0  # share of the run's updates, at its end, over which the learning rate falls linearly to 0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -62,7 +64,11 @@ class Warmup:
     micro_batch: int = 0  # examples a gradient-accumulation slice; 0 is all at once
     refusal_rate: float = 0.3  # of harmful and of benign examples alike
     max_examples: int = 0  # 0 is all
-    optimizer: Optimizer = dataclasses.field(default_factory=lambda: Optimizer(learning_rate=1e-4, warmup_steps=5))
+    # A constant rate leaves the policy wherever its last steps threw it, and a rate of refusals swings by far more than
+    # the loss: here it falls to 0 over the run.
+    optimizer: Optimizer = dataclasses.field(
+        default_factory=lambda: Optimizer(learning_rate=1e-4, warmup_steps=5, decay=1.0)
+    )
 
 
 @_section
@@ -96,8 +102,10 @@ class RewardModel:
     batch: int = 32  # rows the classifier scores at a time, or an HTTP request carries
     max_length: int = 2048  # classifier: tokens of question and answer
     dtype: str = "float32"  # classifier: compute dtype
+    label: int = -1  # classifier: which of its labels is the reward; -1: the only one
+    tensor: int = 1  # classifier: devices of this host that share one copy of its weights, which the others divide
     token_env: str = ""  # http: environment variable that holds the bearer token
-    timeout_s: float = 60.0  # http: to the first byte of an answer
+    timeout_s: float = 60.0  # http: for the whole of an answer
     retries: int = 5  # http: after the first try
 
 
@@ -177,3 +185,7 @@ class Config:
     @property
     def run_dir(self) -> pathlib.Path:
         return pathlib.Path(self.out or f"runs/{self.name}")
+
+    @property
+    def export_dir(self) -> pathlib.Path:
+        return self.run_dir / "export"

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
@@ -45,6 +46,15 @@ class Audit:
     def clean(self) -> bool:
         """No duplicates, no contradictions, no overlap."""
         return not (self.duplicates or self.contradictions or self.overlap)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, for a run's summary."""
+        return {
+            "by_source": self.by_source,
+            "duplicates": len(self.duplicates),
+            "contradictions": len(self.contradictions),
+            "also_held_out": len({i for i, _ in self.overlap}),
+        }
 
     def __str__(self) -> str:
         width = max([len("source"), *(len(name) for name in self.by_source)])

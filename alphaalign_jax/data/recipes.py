@@ -35,31 +35,25 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
         "category": scot.category or "harmful/scot",
         "ratio": ratios[0],
     }
-    return (Source(**harmful), _with_ratio(PAPER[1], ratios[1]), _with_ratio(PAPER[2], ratios[2]))
-
-
-# With SCoT's place held by a local file, so that the recipe can be used as it stands after putting the file there.
-PAPER = (
-    Source("scot_harmful.jsonl", label="harmful", category="harmful/scot", ratio=PAPER_RATIOS[0]),
     # Instructions with a context are not questions on their own: only the ones without are taken.
-    Source(
+    dolly = Source(
         "databricks/databricks-dolly-15k",
         prompt_key="instruction",
         label="benign",
         where=(("context", ""),),
         answer_key="response",
         category="benign/dolly",
-        ratio=PAPER_RATIOS[1],
-    ),
-    Source(
+        ratio=ratios[1],
+    )
+    xstest = Source(
         "walledai/XSTest",
         split="test",
         label="benign",
         where=(("label", "safe"),),
         category="adversarial_benign/xstest",
-        ratio=PAPER_RATIOS[2],
-    ),
-)
+        ratio=ratios[2],
+    )
+    return Source(**harmful), dolly, xstest
 
 
 def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
@@ -113,7 +107,3 @@ def _check_ratios(sources: Sequence[Source], ratios: Sequence[float]) -> None:
         )
     if not math.isclose(sum(ratios), 1.0, abs_tol=1e-6):
         raise ValueError(f"ratios sum to {sum(ratios):g} ({shown}); expected 1")
-
-
-def _with_ratio(source: Source, ratio: float) -> Source:
-    return Source(**{**vars(source), "ratio": ratio})

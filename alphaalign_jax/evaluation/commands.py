@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, processes, rule_table
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import BENIGN
@@ -28,6 +29,9 @@ from alphaalign_jax.types import BENIGN
 
 def generate(args: Any) -> None:
     """Writes one line a prompt: ``{prompt, samples: [...]}``."""
+    _check_out(args.out)
+    if args.n > 1 and not args.temperature:
+        raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(pathlib.Path(args.prompts))
     results = _respond(args, rows, group=args.n, prefix=args.prefix)
     lines = (
@@ -39,6 +43,7 @@ def generate(args: Any) -> None:
 
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
+    _check_out(args.out)
     rows = read(Source(path=args.data))
     responses = [samples[0] for samples in _respond(args, rows, group=1)]
     everything = outcome.count(rows, responses).to_json()
@@ -57,7 +62,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each"
         )
     sampling = Sampling.create(args.temperature, args.top_k, args.top_p)
-    policy = Policy.open(args.model)
+    policy = Policy.open(args.model, args.format_mode)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     longest = prompts.longest + len(forced) + args.max_new_tokens
@@ -92,8 +97,18 @@ def _unlabelled(path: pathlib.Path) -> list[PromptRow]:
     return [dataclasses.replace(row, label=BENIGN) for row in read(source)]
 
 
+def _check_out(path: str) -> None:
+    """Raises ValueError for a file that could not be written once all responses are there."""
+    target = pathlib.Path(path)
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
+
+
 def _write(path: str, text: str) -> None:
-    """The whole file or nothing."""
+    """The whole file or nothing, by one process for all."""
+    if not processes.first():
+        return
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.table
+import rich.text
 
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.evaluation.respond import Response
@@ -100,7 +101,7 @@ def _table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> rich.table
     first = next(iter(columns.values()))
     for group, shares in first.items():
         cells = [_percent(outcomes[group][key]) for key in keys.values() for outcomes in columns.values()]
-        out.add_row(group, str(shares["n_harmful"] + shares["n_benign"]), *cells)
+        out.add_row(rich.text.Text(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
     return out
 
 

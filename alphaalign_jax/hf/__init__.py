@@ -5,10 +5,13 @@ from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import load
 from alphaalign_jax.hf.orbax_model import describe_run, save_model
 from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve
-from alphaalign_jax.hf.tokenizer import end_of_turn, load_tokenizer, stop_ids
+from alphaalign_jax.hf.staging import check_target
+from alphaalign_jax.hf.tokenizer import control_texts, end_of_turn, load_tokenizer, stop_ids
 
 __all__ = [
     "Model",
+    "check_target",
+    "control_texts",
     "convert",
     "describe_run",
     "end_of_turn",

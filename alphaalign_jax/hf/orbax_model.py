@@ -103,7 +103,7 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
         key: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), subtree, shardings[key])
         for key, subtree in shapes.items()
     }
-    params = _restore(_weights(path), target)
+    params = _restore(_weights(path), target, known=stored.shapes())
     if full_layers != network.spec.num_layers:
         params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
         params["layers"] = jax.device_put(params["layers"], shardings["layers"])
@@ -114,13 +114,20 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
     return params
 
 
-def _restore(directory: Path, target: Params) -> Params:
-    """Restores the subtree ``target`` of what is stored. Orbax passes over what is missing, so that is checked here."""
+def _restore(directory: Path, target: Params, known: Params) -> Params:
+    """Restores the subtree ``target`` of what is stored, which must be of the tree ``known``.
+
+    Orbax passes over what is missing and what is too much, so both are checked here.
+    """
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(directory).item_metadata if directory.is_dir() else None
     if metadata is None:
         raise ValueError(f"{directory} holds no Orbax weights; save the model again")
     stored = metadata.tree
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(known)}
+    for path, _ in jax.tree_util.tree_leaves_with_path(stored):
+        if jax.tree_util.keystr(path) not in names:
+            raise ValueError(f"{directory}: parameter {jax.tree_util.keystr(path)} is not one of the model's")
     for path, like in jax.tree_util.tree_leaves_with_path(target):
         found = stored
         for key in path:

@@ -71,3 +71,9 @@ def end_of_turn(tokenizer: Any) -> int | None:
     tail = text.rpartition(_MARK)[2].lstrip()
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in set(tokenizer.get_added_vocab().values()) else None
+
+
+def control_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The literal of every special token, the unnamed ones too (``<|start_header_id|>``): no text may spell one."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return tuple(sorted({*tokenizer.all_special_tokens, *(str(token) for token in added.values() if token.special)}))

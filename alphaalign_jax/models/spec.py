@@ -16,7 +16,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _IGNORED = frozenset(
     """architectures model_type transformers_version torch_dtype dtype use_cache initializer_range bos_token_id
     eos_token_id pad_token_id _name_or_path attention_dropout hidden_dropout max_window_layers id2label label2id
-    num_labels problem_type pretraining_tp classifier_dropout is_llama_config rope_interleaved transformers.js_config
+    num_labels problem_type pretraining_tp classifier_dropout is_llama_config transformers.js_config
     task_specific_params finetuning_task return_dict output_hidden_states output_attentions torchscript
     chunk_size_feed_forward is_encoder_decoder bos_token eos_token tokenizer_class use_bfloat16 prefix
     _attn_implementation attn_implementation unsloth_fixed unsloth_version classifier_bias""".split()
@@ -92,7 +92,6 @@ class ModelSpec:
             )
         _refuse_unsupported(config, family)
         need = _Required(config)
-        heads = need("num_attention_heads")
         theta, scaling = _rope(config)
         return cls(
             family=family,
@@ -100,8 +99,8 @@ class ModelSpec:
             hidden_size=need("hidden_size"),
             intermediate_size=need("intermediate_size"),
             num_layers=need("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
+            num_heads=need("num_attention_heads"),
+            num_kv_heads=config.get("num_key_value_heads") or _kv_heads_default(config, family),
             head_dim=config.get("head_dim") or _head_dim_default(config, family),
             norm_eps=need("rms_norm_eps"),
             rope_theta=theta,
@@ -172,6 +171,12 @@ class _Required:
         return value
 
 
+def _kv_heads_default(config: Mapping[str, Any], family: str) -> int:
+    if family != "llama":  # transformers' own default there is a number, 8 or 32
+        raise ValueError(f"config.json: field 'num_key_value_heads' is missing; {family} does not derive it from heads")
+    return config["num_attention_heads"]
+
+
 def _head_dim_default(config: Mapping[str, Any], family: str) -> int:
     if family == "qwen3":  # transformers' own default there is 128, not hidden_size / heads: refuse to guess
         raise ValueError("config.json: field 'head_dim' is missing; Qwen3 does not derive it from hidden_size")
@@ -192,7 +197,9 @@ def _refuse_unsupported(config: Mapping[str, Any], family: str) -> None:
     # Qwen files carry sliding_window beside use_sliding_window=false; Mistral's has no switch, and it is on when set.
     if config.get("use_sliding_window"):
         refuse("use_sliding_window", "attention is over the full context")
-    if family == "mistral" and config.get("sliding_window") is not None:
+    if family == "mistral" and "sliding_window" not in config:
+        raise ValueError("config.json: field 'sliding_window' is missing, which in Mistral means 4096; set it to null")
+    if family == "mistral" and config["sliding_window"] is not None:
         refuse("sliding_window", "attention is over the full context; set it to null if the model was trained without")
     if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
         refuse("layer_types", "only 'full_attention'")

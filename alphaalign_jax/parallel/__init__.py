@@ -1,6 +1,6 @@
 """Meshes and logical-axis rules. Only this room knows mesh axes."""
 
-from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices
+from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
 from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, rule_table, use
 
@@ -11,6 +11,7 @@ __all__ = [
     "build_mesh",
     "constrain",
     "first_devices",
+    "local_devices",
     "rule_table",
     "to_host",
     "use",

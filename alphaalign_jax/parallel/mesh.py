@@ -20,6 +20,11 @@ def first_devices(count: int) -> list[jax.Device]:
     return devices[: count or None]
 
 
+def local_devices(count: int) -> list[jax.Device]:
+    """Those of ``first_devices(count)`` that belong to this process."""
+    return [device for device in first_devices(count) if device.process_index == jax.process_index()]
+
+
 def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over ``devices`` (default: all). At most one size may be -1: it takes what the others leave."""
     devices = list(jax.devices() if devices is None else devices)

@@ -34,6 +34,16 @@ LOGICAL_AXES = (
 
 RuleTable = Mapping[str, tuple[str, ...]]
 
+# Every activation that ``constrain`` is asked to lay out: a table is tried on all of them before anything is traced.
+ACTIVATIONS = (
+    ("batch", "rollout", "length", "act_embed"),
+    ("batch", "rollout", "length", "heads", "head_dim"),
+    ("batch", "rollout", "length", "kv_heads", "head_dim"),
+    ("batch", "rollout", "length", "mlp"),
+    ("layers", "batch", "rollout", "length", "kv_heads", "head_dim"),
+    ("vocab", None),
+)
+
 FSDP_TENSOR: RuleTable = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -73,6 +83,8 @@ class Layout:
                 raise ValueError(
                     f"rule {logical} -> {mesh_axes}: the mesh has no axis {unknown[0]!r}, only {self.mesh.axis_names}"
                 )
+        for axes in ACTIVATIONS:
+            self.spec(axes)
 
     def size(self, logical: str) -> int:
         """Shards that the axis is cut into."""
@@ -134,7 +146,9 @@ def use(layout: Layout):
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """States the logical axes of an activation; outside ``use`` it is the identity. Size-1 axes stay whole."""
+    """States the logical axes, one of ``ACTIVATIONS``; outside ``use`` it is the identity. Size-1 axes stay whole."""
+    if axes not in ACTIVATIONS:
+        raise ValueError(f"activation {axes} is not among ACTIVATIONS, where rule tables are checked; add it there")
     layout = _CURRENT.get()
     if layout is None:
         return x

@@ -20,7 +20,7 @@ from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
 from alphaalign_jax.data.warmup import warmup_examples
 from alphaalign_jax.models import ModelSpec, Network, Params
-from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, local_devices, rule_table
 from alphaalign_jax.rewards import reward_model
 from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
@@ -73,7 +73,12 @@ def layouts(config: Config) -> tuple[Layout, Layout]:
 
 def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
     """Training and held-out rows, audited together."""
-    train = mix([as_source(entry) for entry in config.data.train], config.seed)
+    sources, ratios = [as_source(entry) for entry in config.data.train], config.data.ratios
+    if ratios:
+        if len(ratios) != len(sources) or not all(isinstance(ratio, (int, float)) for ratio in ratios):
+            raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
+        sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
+    train = mix(sources, config.seed)
     heldout = [row for entry in config.data.heldout for row in mix([as_source(entry)], config.seed)]
     return train, heldout, audit(train, heldout)
 
@@ -88,9 +93,9 @@ def build_scorer(config: Config) -> AsyncScorer | None:
         options = {"url": r.target, "token_env": r.token_env or None, "batch_limit": r.batch}
         options |= {"read_timeout": r.timeout_s, "max_retries": r.retries}
     elif r.kind == "classifier":
-        m = config.mesh
         options = {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length, "dtype": r.dtype}
-        options |= {"mesh": {"data": m.data, "fsdp": m.fsdp, "tensor": m.tensor}, "rules": m.train_rules}
+        options |= {"label": None if r.label < 0 else r.label, "rules": config.mesh.train_rules}
+        options |= {"mesh": {"fsdp": -1, "tensor": r.tensor}, "devices": local_devices(config.mesh.devices)}
     return AsyncScorer(reward_model.build(r.kind, **options))
 
 
@@ -135,6 +140,8 @@ def prepare(config: Config) -> Prepared:
     engine = policy.engine(rollout_layout, config.model.rollout_dtype)
     rollout_layout.check("rollout.prompts", (config.rollout.prompts,), ("batch",))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
+    if config.warmup.epochs:
+        train_layout.check("warmup.batch", (config.warmup.micro_batch or config.warmup.batch,), ("batch",))
     scorer = build_scorer(config)
     return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
 

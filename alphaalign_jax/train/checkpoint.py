@@ -13,7 +13,8 @@ from alphaalign_jax.types import TrainState
 
 # The policy is an item of its own, so that it can be read without the rest (``hf.load`` of a run's folder).
 _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
-# What may differ between a run and its resumption: nothing that a step computes.
+# What may differ between a run and its resumption: nothing that a step computes (``steps``: unless a rate decays over
+# them).
 _FREE = ("name", "out", "steps", "samples", "export", "eval", "checkpoint")
 
 
@@ -61,6 +62,10 @@ class Checkpoints:
             raise ValueError(f"--resume: {self.directory} holds no finished checkpoint; run without it")
         meta = self._manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         differing = _differences(meta["config"], _plain(dataclasses.asdict(config)))
+        if config.steps != meta["config"]["steps"] and (config.optimizer.decay or config.critic.optimizer.decay):
+            differing.append(
+                f"steps: {meta['config']['steps']} then, {config.steps} now, and the learning rate's decay"
+            )
         if differing:
             raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
         if config.steps < latest:

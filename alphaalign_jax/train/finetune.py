@@ -15,7 +15,7 @@ from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import assembly
-from alphaalign_jax.train.records import Display, Records
+from alphaalign_jax.train.records import Display, Records, check_unused
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import BENIGN
 
@@ -39,6 +39,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     else:
         rows, texts = read_pairs(pathlib.Path(data))
         responses = lambda epoch: texts
+    check_unused(run_dir)
     policy = Policy.open(assembly.model_path(config, rows, run_dir), config.reward.format_mode)
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}

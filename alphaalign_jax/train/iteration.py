@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alphaalign_jax.config import Config
 from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.evaluation.respond import Response, host_responses
+from alphaalign_jax.hf import control_texts
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import to_host
 from alphaalign_jax.parallel.processes import gather_rows
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
-from alphaalign_jax.rewards.reward_model.protocol import ScoreFuture
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.train.assembly import Prepared
@@ -52,6 +54,7 @@ class Iteration:
         self.order = PromptOrder(
             len(prepared.train), r.prompts, self.config.seed, labels=labels, harmful_fraction=share
         )
+        self._controls = control_texts(prepared.policy.tokenizer)
         self._gap_checked = False
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
@@ -71,7 +74,9 @@ class Iteration:
             helpfulness = _await_scores(pending, verdict.refusal.shape)
         with clock("adv"):
             batch, scores, metrics, kl_coef = self.steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)
-            self._check_gap(metrics)
+            if not self._gap_checked:
+                check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
+                self._gap_checked = True
         label = self.p.train.label[index]
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
@@ -90,7 +95,9 @@ class Iteration:
             kl_coef=kl_coef,
         )
         metrics = {name: float(value) for name, value in to_host(metrics).items()} | clock.metrics()
-        metrics["perf/throughput"] = metrics["response_length/mean"] * verdict.format.size / metrics["timing_s/step"]
+        tokens = (metrics["prompt_length/mean"] + metrics["response_length/mean"]) * verdict.format.size
+        metrics["perf/total_num_tokens"] = tokens
+        metrics["perf/throughput"] = tokens / metrics["timing_s/step"] / self.p.train_layout.mesh.size
         return state, metrics, Sampled(index, responses, to_host(scores.reward))
 
     def _rollout(self, state: TrainState, prompts, step: int) -> tuple[Rollout, Verdict, list[list[Response]]]:
@@ -111,7 +118,6 @@ class Iteration:
         """
         if self.p.scorer is None:
             return None
-        specials = self.p.policy.tokenizer.all_special_tokens
         questions, answers, places = [], [], []
         for b, i in enumerate(index):
             if b % jax.process_count() != jax.process_index():
@@ -121,7 +127,7 @@ class Iteration:
                 block = answer_block(response.text.encode())
                 if row.label == BENIGN and block is not None and block.strip():
                     questions.append(row.prompt)
-                    answers.append(clean_answer(block, specials))
+                    answers.append(clean_answer(block, self._controls))
                     places.append((b, g))
         return self.p.scorer.submit(questions, answers), places
 
@@ -134,19 +140,6 @@ class Iteration:
         found = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling, policy=policy)
         return jax.block_until_ready(found)
 
-    def _check_gap(self, metrics: dict[str, Any]) -> None:
-        """Before the first update, the trainer must score samples as the sampler drew them."""
-        if self._gap_checked:
-            return
-        gap, limit = float(metrics["rollout/logprob_gap/mean"]), self.config.rollout.max_logprob_gap
-        if gap > limit:
-            m = self.config.model
-            raise ValueError(
-                f"sampler and trainer disagree: mean log-prob gap {gap:.4f} nats, rollout.max_logprob_gap={limit}; "
-                f"they run in model.rollout_dtype={m.rollout_dtype} and model.dtype={m.dtype}"
-            )
-        self._gap_checked = True
-
     def _updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
         """All optimizer steps on one batch: epochs of shuffled mini-batches. Metrics are means over them."""
         a, seen = self.config.algorithm, []
@@ -157,6 +150,18 @@ class Iteration:
         jax.block_until_ready(weights)
         metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})
         return weights
+
+
+def check_gap(gap: float, config: Config) -> None:
+    """Before the first update the trainer must score samples as the sampler drew them: ValueError where the mean gap of
+    the log-probs, in nats, is above ``rollout.max_logprob_gap`` or no number."""
+    if not gap <= config.rollout.max_logprob_gap:
+        m = config.model
+        raise ValueError(
+            f"sampler and trainer disagree: mean log-prob gap {gap:.4f} nats, rollout.max_logprob_gap="
+            f"{config.rollout.max_logprob_gap}; they run in model.rollout_dtype={m.rollout_dtype} and "
+            f"model.dtype={m.dtype}"
+        )
 
 
 class _Clock:
@@ -179,10 +184,18 @@ class _Clock:
 def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int]) -> np.ndarray:
     """float32 [B, G], NaN where nothing was asked or nothing could be said."""
     helpfulness = np.full(shape, np.nan, np.float32)
-    if pending is not None:
-        future, places = pending
+    if pending is None:
+        return helpfulness
+    (future, places), error = pending, None
+    try:
         for (b, g), score in zip(places, future.result(), strict=True):
             helpfulness[b, g] = score
+    except RewardModelError as failed:
+        error = failed
+    # All processes stop where one must: the others would wait for its rows for ever.
+    failures = np.flatnonzero(gather_rows(np.asarray(error is not None)))
+    if len(failures):
+        raise error or RewardModelError(f"the reward model failed on process {failures[0]}, whose log has the reason")
     # A row is scored by one process and NaN on all others.
     everyone = gather_rows(helpfulness)
     scored = np.isfinite(everyone)

@@ -21,7 +21,7 @@ from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints
 from alphaalign_jax.train.iteration import Iteration, Sampled
-from alphaalign_jax.train.records import Display, Records, brief, versions
+from alphaalign_jax.train.records import Display, Records, brief, check_unused, versions
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
@@ -38,6 +38,10 @@ def train(config: Config, *, resume: bool = False, command: str = "", display: D
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint)
     try:
         checkpoints.check(config, resume)
+        if not resume:
+            check_unused(config.run_dir)
+        if config.export:
+            hf.check_target(config.export_dir)
         prepared = assembly.prepare(config)
         records = Records(config.run_dir, resume_step=checkpoints.latest() if resume else None)
         summary = Run(prepared, checkpoints, records, display or Display(), began).train()
@@ -61,12 +65,11 @@ class Run:
         self._introduce()
         state, meta = self._resumed() if self.checkpoints.latest() is not None else self._fresh()
         state = self._reinforce(state, meta)
-        after = self.evaluate(state.actor, "after", step=self.config.steps)
         self._save(state, meta)
+        after = self.evaluate(state.actor, "after", step=self.config.steps)
         if self.config.export:
-            target = self.config.run_dir / "export"
-            self.p.policy.export(state.actor, self.p.actor, target)
-            self.display.say(f"exported to {target}")
+            self.p.policy.export(state.actor, self.p.actor, self.config.export_dir)
+            self.display.say(f"exported to {self.config.export_dir}")
         return self._conclude(meta, after)
 
     def _introduce(self) -> None:
@@ -184,6 +187,7 @@ class Run:
             "after": found["all"],
             "before_by_source": rest(meta["before"]),
             "after_by_source": rest(found),
+            "data": self.p.audit.to_json(),
             "steps": self.config.steps,
             "wall_seconds": seconds,
             "versions": versions(),

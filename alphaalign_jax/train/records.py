@@ -21,6 +21,12 @@ from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS
 
 
+def check_unused(directory: pathlib.Path) -> None:
+    """Raises ValueError where a finished run's records would be written over."""
+    if (directory / "export").exists() or (directory / "summary.json").exists():
+        raise ValueError(f"{directory} holds an earlier run; choose another --config.out, or move it away")
+
+
 class Records:
     """Append-only files of one run folder.
 
@@ -131,7 +137,8 @@ class Display:
         self.console = console or rich.console.Console(quiet=not processes.first())
 
     def say(self, text: Any) -> None:
-        self.console.print(text)
+        """Prints a table, or text as it is: what looks like markup may be a quoted prompt."""
+        self.console.print(text, markup=False)
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:

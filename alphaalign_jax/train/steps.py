@@ -44,8 +44,9 @@ class Steps:
                 f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together"
             )
         self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
-        self.actor_tx = optimizer.build(config.optimizer)
-        self.critic_tx = optimizer.build(config.critic.optimizer)
+        self.updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
+        self.actor_tx = optimizer.build(config.optimizer, self.updates)
+        self.critic_tx = optimizer.build(config.critic.optimizer, self.updates)
         self._check()
         self.score = compiled(self._score, layout, static_argnames="policy")
         self.assemble = compiled(self._assemble, layout)
@@ -223,15 +224,13 @@ class Steps:
         harmful = jnp.broadcast_to(batch.prompts.label[:, None] != BENIGN, scores.refusal.shape)
         known = ~jnp.isnan(scores.reward)
         length = rollout.length.astype(jnp.float32)
+        prompt_length = (batch.prompts.length + batch.prompts.prefix.shape[0]).astype(jnp.float32)
         groups = jnp.nanmax(scores.reward, axis=1) - jnp.nanmin(scores.reward, axis=1)
         return {
-            "critic/score/mean": masked_mean(scores.reward, known),
-            "critic/score/max": jnp.nanmax(scores.reward),
-            "critic/score/min": jnp.nanmin(scores.reward),
-            "critic/advantages/max": jnp.max(batch.advantage),
-            "critic/advantages/min": jnp.min(batch.advantage),
-            "critic/returns/mean": masked_mean(batch.target, batch.sampled),
-            "critic/values/mean": masked_mean(batch.old_value, batch.sampled),
+            **_spread("critic/score", scores.reward, known),
+            **_spread("critic/advantages", batch.advantage, batch.sampled),
+            **_spread("critic/returns", batch.target, batch.sampled),
+            **_spread("critic/values", batch.old_value, batch.sampled),
             "critic/vf_explained_var": explained_variance(batch.old_value, batch.target, batch.sampled),
             "reward/safety/mean": jnp.mean(scores.safety_reward),
             "reward/helpfulness/mean": masked_mean(scores.helpfulness_reward, ~harmful),
@@ -239,11 +238,9 @@ class Steps:
             "safety/refusal_rate_harmful": masked_mean(scores.refusal, harmful),
             "safety/refusal_rate_benign": masked_mean(scores.refusal, ~harmful),
             "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),
-            "response_length/mean": jnp.mean(length),
-            "response_length/max": jnp.max(length),
-            "response_length/min": jnp.min(length),
+            **_spread("response_length", length, jnp.ones_like(length)),
             "response_length/clip_ratio": jnp.mean(truncated.astype(jnp.float32)),
-            "prompt_length/mean": jnp.mean(batch.prompts.length.astype(jnp.float32)) + batch.prompts.prefix.shape[0],
+            **_spread("prompt_length", prompt_length, jnp.ones_like(prompt_length)),
         }
 
     # Updates ----------------------------------------------------------------------------------------------------------
@@ -270,7 +267,18 @@ class Steps:
 
     def _update(self, name: str, settings, tx, weights_and_state, objective, rows):
         params, opt_state = weights_and_state
-        rate = optimizer.learning_rate(settings, opt_state)
+        rate = optimizer.learning_rate(settings, self.updates, opt_state)
         gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
         params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
         return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
+
+
+def _spread(name: str, values: Array, mask: Array) -> Metrics:
+    """Mean, max and min where ``mask``; 0 each where it is empty."""
+    kept = mask.astype(bool)
+    extreme = lambda pick, other: jnp.where(kept.any(), pick(jnp.where(kept, values, other)), 0.0)
+    return {
+        f"{name}/mean": masked_mean(values, kept),
+        f"{name}/max": extreme(jnp.max, -jnp.inf),
+        f"{name}/min": extreme(jnp.min, jnp.inf),
+    }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alphaalign_jax.data.tokenized import CHAT_CONTEXT
+from alphaalign_jax.hf.tokenizer import control_texts
 from alphaalign_jax.rewards.reward_model.cleaning import remove_literals
 
 
@@ -29,8 +30,7 @@ class ChatText:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"{name}: its tokenizer has no chat template; add chat_template.jinja to the folder")
         self._tokenizer, self._max_length = tokenizer, max_length
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        self._special = tuple({*tokenizer.all_special_tokens, *(str(t) for t in added.values() if t.special)})
+        self._special = control_texts(tokenizer)
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and list(tokenizer("a").input_ids[:1]) == [bos]
         try:

@@ -63,8 +63,9 @@ class ClassifierRewardModel:
         buckets: ascending padded lengths, ending in ``max_length``; None: 128 and its doublings.
         dtype: of weights and computation; the score head and the scores are float32 whatever it is.
         label: which of the classifier's labels is the reward, needed when it has more than one.
-        mesh: sizes of ``data``, ``fsdp`` and ``tensor`` over this process's devices. Never the global mesh: each host
-            scores its own rows, so hosts enter this program a different number of times.
+        mesh: sizes of ``data``, ``fsdp`` and ``tensor`` over ``devices``.
+        devices: this process's (default: all of them). Never another host's: each host scores its own rows, so hosts
+            enter this program a different number of times.
         rules: name of the rule table that lays the weights over the mesh.
 
     Raises:
@@ -81,6 +82,7 @@ class ClassifierRewardModel:
         dtype: str = "bfloat16",
         label: int | None = None,
         mesh: Mapping[str, int] | None = None,
+        devices: Sequence[jax.Device] | None = None,
         rules: str = "fsdp_tensor",
     ):
         self._name = f"reward model {path}"
@@ -97,7 +99,7 @@ class ClassifierRewardModel:
             raise ValueError(f"{self._name}: batch_size={batch_size} must be at least 1")
         if dtype not in _DTYPES:
             raise ValueError(f"{self._name}: dtype={dtype!r}, expected one of {', '.join(_DTYPES)}")
-        self._layout = Layout(build_mesh(**dict(mesh or {}), devices=jax.local_devices()), rule_table(rules))
+        self._layout = Layout(build_mesh(**dict(mesh or {}), devices=devices or jax.local_devices()), rule_table(rules))
         self._layout.check("reward model batch", (batch_size,), ("batch",))
         self._batch_size = batch_size
         tokenizer = load_tokenizer(local)

@@ -122,6 +122,8 @@ class AsyncScorer:
         """Starts scoring n rows and returns at once. Raises ValueError for texts that do not pair up."""
         questions, answers = checked_texts(questions, answers)
         source = type(self._model).__name__
+        if not questions:  # a batch without an answer: models need not know what to do with no rows
+            return ScoreFuture(self._pool.submit(lambda: (np.zeros(0, np.float32), 0.0)))
         begun = time.perf_counter()
         launch = getattr(self._model, "dispatch", None)
         finish = launch(questions, answers) if launch is not None else None
