@@ -7,7 +7,9 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores (an RL step took 55 to 71 s there). Expected result: not run to its end yet, none is claimed.
+Hardware: 2 CPU cores, 12.4 GB. Expected result, measured there on 2026-11-22 (README, "The real run", has the command,
+the table and what falls short): in 83 minutes, harmful prompts answered fall from 82.5 to 8.8 % on the demo set's
+held-out split, with 7.6 % of its ordinary benign prompts refused. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
@@ -54,6 +56,7 @@ def get_config(arg=""):
     config.algorithm.reference = False  # as much, for a figure that no loss term uses
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 4
+    config.optimizer.decay = 0.25  # at a constant rate the refusals of both labels swing together by 50 points
     config.eval.batch = 108
     config.eval.max_new_tokens = 56
     config.checkpoint.every = 10

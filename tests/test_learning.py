@@ -1,5 +1,7 @@
 """The whole of reinforcement learning in miniature: a policy that must read its prompt to know what pays."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.verifiers import Verifiers
 from alphaalign_jax.rollout.engine import Engine, place
+from alphaalign_jax.train import optimizer
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import Prompts
 
@@ -81,3 +84,12 @@ def test_the_policy_learns_whom_to_refuse(advantage):
     assert np.mean(right[:3]) < 0.65, "it knew from the start: the test shows nothing"
     # The best stretch of five steps, not the last: once all answers are right, whitening blows up what noise is left.
     assert np.convolve(right, np.ones(5) / 5, "valid").max() > 0.85, right
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    """A first or last update at rate 0 is a step thrown away; a fall that starts late ends on a jump."""
+    settings = config_lib.Optimizer(learning_rate=2.0, warmup_steps=4, decay=0.5)
+    rates = [float(optimizer.schedule(settings, 12)(n)) for n in range(12)]
+    np.testing.assert_allclose(rates, [0.5, 1, 1.5, 2, 2, 2, 2, 10 / 6, 8 / 6, 1, 4 / 6, 2 / 6])
+    flat = dataclasses.replace(settings, warmup_steps=0, decay=0.0)
+    assert {float(optimizer.schedule(flat, 12)(n)) for n in (0, 11, 50)} == {2.0}

@@ -13,31 +13,35 @@ from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel import Layout
 
 
-def schedule(settings: config.Optimizer, decay_over: int = 0) -> optax.Schedule:
-    """Learning rate of update n = 0, 1, ...: it rises linearly over ``warmup_steps``, then stays.
+def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
+    """Learning rate of update n = 0, 1, ... of a run of ``updates``.
 
-    With ``decay_over`` it falls linearly instead, to reach 0 after so many updates, those of the rise included.
+    It rises linearly over the first ``warmup_steps``, stays, and falls linearly over the last share ``decay`` of them:
+
+        rate * min(1, (n + 1) / warmup_steps) * min(1, (updates - n) / (updates - start))
     """
-    rate, rise = settings.learning_rate, settings.warmup_steps
-    # Update 0 takes 1 / warmup_steps of the rate: a first update of exactly 0 would be a step thrown away.
-    rising = optax.linear_schedule(rate / rise, rate, rise - 1) if rise else optax.constant_schedule(rate)
-    if not decay_over:
-        return rising
-    falling = optax.linear_schedule(rate, 0.0, max(decay_over - rise, 1))
-    return optax.join_schedules([rising, falling], [rise])
+    rise = settings.warmup_steps
+    start = max(rise, round((1 - settings.decay) * updates))
+
+    def rate(n: Any) -> jax.Array:
+        # Update 0 takes 1 / warmup_steps of the rate: a first update of exactly 0 would be a step thrown away.
+        risen = jnp.minimum(1.0, (n + 1) / max(rise, 1))
+        left = jnp.clip((updates - n) / max(updates - start, 1), 0.0, 1.0) if settings.decay else 1.0
+        return jnp.asarray(settings.learning_rate * risen * left, jnp.float32)
+
+    return rate
 
 
-def learning_rate(settings: config.Optimizer, opt_state: Any) -> jax.Array:
+def learning_rate(settings: config.Optimizer, updates: int, opt_state: Any) -> jax.Array:
     """Learning rate of the next update from ``opt_state``, float32 []."""
     # Adam and the schedule count alike; either count will do.
-    updates = optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
-    return jnp.asarray(schedule(settings)(updates), jnp.float32)
+    return schedule(settings, updates)(optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1])
 
 
-def build(settings: config.Optimizer, decay_over: int = 0) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW on ``schedule``."""
+def build(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW on ``schedule``, for a run of ``updates``."""
     moments = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
-    adamw = optax.adamw(schedule(settings, decay_over), **moments, weight_decay=settings.weight_decay)
+    adamw = optax.adamw(schedule(settings, updates), **moments, weight_decay=settings.weight_decay)
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm else adamw
 
 

@@ -33,13 +33,12 @@ class Supervised:
     """Maximum-likelihood training of responses given prompts."""
 
     def __init__(self, run: config.Config, network: Network, layout: Layout, examples: int):
-        """``examples``: of the prompt set to be trained on. The learning rate falls to 0 over the run: a constant one
-        leaves the policy wherever its last steps threw it, and a rate of refusals swings by far more than a loss."""
+        """``examples``: of the prompt set to be trained on."""
         settings = run.warmup
         self.steps = math.ceil(settings.epochs * examples / settings.batch)
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
-        self.tx = optimizer.build(settings.optimizer, decay_over=self.steps)
+        self.tx = optimizer.build(settings.optimizer, self.steps)
         layout.check("warmup micro-batch", (settings.micro_batch or settings.batch,), ("batch",))
         self.update = compiled(self._update, layout, donate_argnums=0)
 
