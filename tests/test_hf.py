@@ -356,11 +356,17 @@ def test_stop_ids_are_every_end():
 
 
 def test_orbax_weights_of_another_model_are_refused(tmp_path):
-    """Orbax reads what it is asked for: a parameter too many (a bias, a norm) would be dropped without a word."""
-    biased, plain = (Network(ModelSpec.from_hf(config("llama", attention_bias=bias))) for bias in (True, False))
-    hf.save_model(random_params(biased), biased, tmp_path / "model")
-    said = json.loads((tmp_path / "model/config.json").read_text())
-    (tmp_path / "model/config.json").write_text(json.dumps(said | {"attention_bias": False}))
+    """Orbax reads what it is asked for: a parameter too many (a bias, a norm) would be dropped without a word, and one
+    that is missing or of another shape left to its own errors."""
     layout = Layout(build_mesh(), rule_table("fsdp_tensor"))
-    with pytest.raises(ValueError, match=r"\['bias'\] is not one of the model's"):
-        hf.load(tmp_path / "model", plain, layout)
+    for stored, said, message in (
+        ({"attention_bias": True}, {"attention_bias": False}, r"\['bias'\] is not one of the model's"),
+        ({"attention_bias": False}, {"attention_bias": True}, r"\['bias'\] is missing"),
+        ({}, {"intermediate_size": 40}, r"\['mlp'\].* is \(.*48.*\), expected \(.*40.*\)"),
+    ):
+        network = Network(ModelSpec.from_hf(config("llama", **stored)))
+        hf.save_model(random_params(network), network, tmp_path / "model")
+        file = tmp_path / "model/config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | said))
+        with pytest.raises(ValueError, match=message):
+            hf.load(tmp_path / "model", Network(ModelSpec.from_hf(config("llama", **said))), layout)

@@ -30,6 +30,7 @@ SMALL = {
     "rollout.max_new_tokens": "24",
     "rollout.bucket": "24",
     "algorithm.minibatches": "1",
+    "optimizer.decay": "0.0",  # a rate that falls over the run's steps ties a resumption to their number
     "algorithm.old_logprob": "sampler",  # the trainer's are found in a run's first step alone: resume must not show it
     "eval.batch": "8",
     "checkpoint.every": "1",
@@ -78,6 +79,7 @@ def test_a_run_leaves_what_it_promises(finished):
     names = {"actor/pg_loss", "actor/kl", "actor/entropy", "actor/grad_norm", "critic/vf_loss", "critic/score/mean"}
     names |= {"response_length/clip_ratio", "rollout/logprob_gap/max", "reward/spread", "safety/format_rate"}
     names |= {"safety/refusal_rate_harmful", "safety/refusal_rate_benign", "timing_s/gen", "timing_s/update_actor"}
+    names |= {"timing_s/reward", "timing_s/reward_wait"}
     names |= {"actor/lr", "critic/lr", "critic/score/max", "response_length/min"}
     assert names <= steps[0].keys()
     assert steps[0]["rollout/logprob_gap/max"] < 1e-3, "sampler and trainer disagree"

@@ -55,7 +55,7 @@ def export(
     dtype = dtype or str(params["embed"]["table"].dtype)
     if dtype not in DTYPES:
         raise ValueError(f"export dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
-    check_params(params, network)
+    check_params(params, network.shapes())
     config = merged_config(network, base_config, tokenizer, dtype)
     with staged(out_dir, kind="hf_export", dtype=dtype) as out:
         _write_weights(params, network, out, jnp.dtype(dtype), max_shard_bytes)
@@ -64,17 +64,20 @@ def export(
     return Path(out_dir)
 
 
-def check_params(params: Params, network: Network) -> None:
-    """Raises ValueError that names the first parameter which is missing, extra or misshaped."""
+def check_params(have: Params, want: Params, where: str | Path = "the weights") -> None:
+    """Raises ValueError that names the first parameter of ``have`` which is missing, extra or misshaped.
+
+    Both are trees of anything with a ``shape``; ``where`` opens the message.
+    """
     flat = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    have, want = flat(params), flat(network.shapes())
+    have, want = flat(have), flat(want)
     for name in sorted(have.keys() | want.keys()):
-        if name not in have or name not in want:
-            raise ValueError(
-                f"parameter {name} is {'missing from' if name in want else 'unknown to'} the network's weights"
-            )
-        if have[name].shape != want[name].shape:
-            raise ValueError(f"parameter {name} is {have[name].shape}, the network has {want[name].shape}")
+        if name not in want:
+            raise ValueError(f"{where}: parameter {name} is not one of the model's")
+        if name not in have:
+            raise ValueError(f"{where}: parameter {name} is missing")
+        if tuple(have[name].shape) != want[name].shape:
+            raise ValueError(f"{where}: parameter {name} is {tuple(have[name].shape)}, expected {want[name].shape}")
 
 
 def merged_config(network: Network, base: Mapping[str, Any] | None, tokenizer: Any, dtype: str) -> dict[str, Any]:

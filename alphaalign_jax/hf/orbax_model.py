@@ -32,7 +32,7 @@ def save_model(
     generation_config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes ``out_dir`` in this format, arguments as for ``export``; ``load`` reads it back bit for bit."""
-    check_params(params, network)
+    check_params(params, network.shapes())
     dtype = str(params["embed"]["table"].dtype)
     config = merged_config(network, base_config, tokenizer, dtype)
     with staged(out_dir, kind="orbax_model", head=network.head, dtype=dtype) as out:
@@ -95,15 +95,15 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
     head = stored_head(path)
     if network.head not in (head, "value"):
         raise ValueError(f"{path} has head {head!r}; a network with head {network.head!r} cannot be read from it")
-    stored = Network(dataclasses.replace(network.spec, num_layers=full_layers), network.head)
-    shapes, fresh = stored.shapes(param_dtype), network.head != head
+    spec, fresh = dataclasses.replace(network.spec, num_layers=full_layers), network.head != head
+    shapes = Network(spec, network.head).shapes(param_dtype)
     if fresh:
         del shapes["head"]
     target = {
         key: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), subtree, shardings[key])
         for key, subtree in shapes.items()
     }
-    params = _restore(_weights(path), target, known=stored.shapes())
+    params = _restore(_weights(path), target, known=Network(spec, head).shapes())
     if full_layers != network.spec.num_layers:
         params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
         params["layers"] = jax.device_put(params["layers"], shardings["layers"])
@@ -115,7 +115,7 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
 
 
 def _restore(directory: Path, target: Params, known: Params) -> Params:
-    """Restores the subtree ``target`` of what is stored, which must be of the tree ``known``.
+    """Restores the subtree ``target`` of what is stored, which must be the tree ``known``.
 
     Orbax passes over what is missing and what is too much, so both are checked here.
     """
@@ -123,18 +123,7 @@ def _restore(directory: Path, target: Params, known: Params) -> Params:
         metadata = checkpointer.metadata(directory).item_metadata if directory.is_dir() else None
     if metadata is None:
         raise ValueError(f"{directory} holds no Orbax weights; save the model again")
-    stored = metadata.tree
-    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(known)}
-    for path, _ in jax.tree_util.tree_leaves_with_path(stored):
-        if jax.tree_util.keystr(path) not in names:
-            raise ValueError(f"{directory}: parameter {jax.tree_util.keystr(path)} is not one of the model's")
-    for path, like in jax.tree_util.tree_leaves_with_path(target):
-        found = stored
-        for key in path:
-            found = found.get(key.key) if isinstance(found, dict) else None
-        if found is None or tuple(found.shape) != like.shape:
-            what = "missing" if found is None else f"{tuple(found.shape)}, expected {like.shape} by config.json"
-            raise ValueError(f"{directory}: parameter {jax.tree_util.keystr(path)} is {what}")
+    check_params(metadata.tree, known, directory)
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
