@@ -21,7 +21,7 @@ setup(
         "numpy>=2.0",
         "jinja2>=3.1",  # chat templates
         "rich>=13",
-        "tensorboardX>=2.6",
+        "tensorboard>=2.18",  # its event writer, and what shows the files; tensorboardX would import torch
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -15,4 +15,6 @@ from _paper import paper_config
 
 
 def get_config(arg=""):
-    return paper_config("qwen2_5_7b", "Qwen/Qwen2.5-7B-Instruct", arg)
+    config = paper_config("qwen2_5_7b", "Qwen/Qwen2.5-7B-Instruct", arg)
+    config.mesh.tensor = 4  # its 4 key/value heads; 16 prompts then lie one on each of 16 groups of chips
+    return config

@@ -3,6 +3,8 @@ the commands that read it."""
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +87,20 @@ def test_a_run_leaves_what_it_promises(finished):
     assert steps[0]["rollout/logprob_gap/max"] < 1e-3, "sampler and trainer disagree"
     samples = [s for s in lines(finished / "samples.jsonl") if s["phase"] == "train"]
     assert {"prompt", "label", "response", "format", "refusal", "reward"} <= samples[0].keys()
+
+
+def test_torch_stays_out(finished):
+    """torch is there for the tests: a library that imports it wherever it is installed costs a run seconds and memory."""
+    code = f"""
+import sys
+from alphaalign_jax import hf
+from alphaalign_jax.evaluation import commands
+from alphaalign_jax.train import finetune, loop
+hf.load_tokenizer({str(finished / "export")!r})
+hf.load_config({str(finished / "export")!r})
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_resumed_equals_never_stopped(work, finished):

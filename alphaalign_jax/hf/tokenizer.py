@@ -15,15 +15,17 @@ _MARK = "0123MARK3210"  # an assistant turn that no template contains
 def load_tokenizer(path: str | Path) -> Any:
     """The fast tokenizer of a model: directory, GGUF file, ``package:NAME`` or hub id.
 
-    Raises ValueError for a slow one.
+    A ``tokenizer.json`` is taken as it is: the classes that transformers 5 picks by name build some tokenizers anew from
+    the vocabulary, and picking one imports torch wherever it is installed. Raises ValueError for a slow tokenizer.
     """
     local = resolve(path)
     if kind(local) == "gguf":
         return read_tokenizer(local)
-    from transformers import AutoTokenizer
+    import transformers
 
+    fast = transformers.PreTrainedTokenizerFast if (local / "tokenizer.json").is_file() else transformers.AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local)
+        tokenizer = fast.from_pretrained(local)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {path}: its tokenizer cannot be read from {local}: {error}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.evaluation.respond import Response
@@ -36,7 +38,7 @@ class Records:
     def __init__(self, directory: pathlib.Path, *, resume_step: int | None = None):
         self.directory = pathlib.Path(directory)
         self._files: dict[str, Any] = {}
-        self._tensorboard: dict[bool, SummaryWriter] = {}
+        self._tensorboard: dict[bool, EventFileWriter] = {}
         if not processes.first():  # one process writes for all
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -48,14 +50,18 @@ class Records:
         # Two writers: a resumption purges steps from its own on, and the warm-up counts steps of its own.
         board = self.directory / "tensorboard"
         self._tensorboard = {
-            False: SummaryWriter(str(board / "train"), purge_step=resume_step),
-            True: SummaryWriter(str(board / "warmup")),
+            is_warmup: EventFileWriter(str(board / name)) for is_warmup, name in ((False, "train"), (True, "warmup"))
         }
+        if resume_step is not None:  # TensorBoard drops what an earlier file holds from this step on
+            purge = Event(wall_time=time.time(), step=resume_step, session_log=SessionLog(status=SessionLog.START))
+            self._tensorboard[False].add_event(purge)
 
     def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         self._line("metrics", {"phase": phase, "step": step, **values})
-        for name, value in values.items() if self._tensorboard else ():
-            self._tensorboard[phase == "warmup"].add_scalar(name, value, step)
+        if self._tensorboard:
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+            self._tensorboard[phase == "warmup"].add_event(event)
 
     def advancing(self, phase: str, advance: Callable[..., None]) -> Callable[[int, Mapping[str, float]], None]:
         """``on_step`` of supervised training: writes the step down and moves the progress bar."""
