@@ -28,7 +28,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "gguf": ["gguf>=0.10"],
         # torch is the reference that float32 logits are compared with; training never imports it.
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "gguf>=0.10", "torch>=2.6"],
+        "test": ["pytest>=8", "pytest-xdist", "gguf>=0.10", "accelerate", "torch>=2.6"],
     },
     entry_points={"console_scripts": ["alphaalign = alphaalign_jax.cli:main"]},
 )

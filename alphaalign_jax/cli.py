@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
     sft.add_argument("--config", required=True)
-    sft.add_argument("--data", help="JSONL rows {prompt, response}")
+    sft.add_argument("--data", help="JSONL rows {prompt, response}, all of them trained on")
 
     generate = commands.add_parser("generate", help="sample responses to prompts")
     generate.add_argument("--prompts", required=True, help="JSONL rows {prompt}")
@@ -52,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--out", required=True)
         command.add_argument(
-            "--template", type=boolean, default=True, help="put the AlphaAlign instruction before the question"
+            "--template",
+            type=boolean,
+            default=True,
+            help="put the AlphaAlign instruction before the question; false: a refusal counts outside the tags too",
         )
         command.add_argument("--temperature", type=float, default=0.0)
         command.add_argument("--top_k", type=int, default=0)

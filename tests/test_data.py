@@ -255,6 +255,9 @@ def test_audit_finds_duplicates_contradictions_and_leaks():
     report = str(found)
     assert "contradicting labels: 1 prompts, 2 rows" in report and "0 (benign), 1 (harmful)" in report
     assert re.search(r"^all +1 +5 +6$", report, re.M) and "held-out row 0" in report
+    twice = audit([], [PromptRow("new", BENIGN), PromptRow("New!", HARMFUL)])
+    assert not twice.clean and len(twice.heldout.contradictions) == 1, "counted under both labels of one outcome"
+    assert "held out:" in str(twice)
     assert audit(rows[2:4]).clean and normalise("??!") == "??!"
 
 

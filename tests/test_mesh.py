@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ SPEC = ModelSpec("qwen3", VOCAB, 32, 64, 2, 8, 2, 8, 1e-6, 1e4, None, 256, False
 STOP = 5
 B, G, T = 16, 2, 8
 MESHES = {
+    "tensor 2": dict(tensor=2, fsdp=1),
     "fsdp 8": dict(fsdp=8),
     "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
     "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
@@ -51,7 +53,7 @@ def layout(rules, devices=None, **sizes):
 def one_step(name):
     """Tokens, metrics and weights after a whole PPO step on a mesh."""
     sizes = dict(MESHES.get(name, dict(fsdp=1)))
-    devices = jax.devices() if name in MESHES else jax.devices()[:1]
+    devices = jax.devices()[: math.prod(sizes.values())]
     train, rollout_layout = layout("fsdp_tensor", devices, **sizes), layout("tensor", devices, **sizes)
     c = settings()
     actor, critic = Network(SPEC, remat="full"), Network(SPEC, head="value", remat="full")

@@ -1,6 +1,7 @@
 """The sampler against the trainer's forward, and its promises about stopping, forcing and keys."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,18 @@ def test_trainer_recomputes_the_samplers_logprobs(name):
     gap = np.where(rollout.sampled, np.asarray(logprob) - rollout.logprob, 0)
     assert np.abs(gap).max() < 1e-4  # log-probs reach -30 here
     assert np.asarray(rollout.logprob)[np.asarray(rollout.sampled)].min() > -50
+
+
+def test_prompts_are_computed_once_and_logits_in_chunks():
+    """What a longer response or a larger group would run out of memory by: logits of all tokens at once, or a prompt's
+    activations for each of its rollouts; in the gradient too."""
+    p, tokens = prompts(), np.zeros((4, GROUP, SLOTS), np.int32)
+    loss = lambda w: rescored(w, p, tokens, Sampling.create())[0].sum()
+    program = str(jax.make_jaxpr(jax.grad(loss))(params()))
+    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\[(\d+(?:,\d+)*)\]", program)}
+    assert (4, GROUP, 5, V) in shapes, "the chunk's logits"
+    assert max(np.prod(shape) for shape in shapes if V in shape) == 4 * GROUP * 5 * V
+    assert (4, 1, 6, 32) in shapes and not {shape for shape in shapes if shape[:3] == (4, GROUP, 6)}
 
 
 def test_greedy_decode_is_the_argmax_of_the_plain_forward():

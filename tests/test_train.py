@@ -1,6 +1,7 @@
 """The whole loop at its smallest, on one device (``test_mesh`` has the others): what a run leaves behind, resume, and
 the commands that read it."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from alphaalign_jax import config
 from alphaalign_jax.cli import main
+from alphaalign_jax.evaluation import commands
+from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.iteration import check_gap
 from alphaalign_jax.train.records import Display
@@ -85,12 +88,13 @@ def test_a_run_leaves_what_it_promises(finished):
     names |= {"actor/lr", "critic/lr", "critic/score/max", "response_length/min"}
     assert names <= steps[0].keys()
     assert steps[0]["rollout/logprob_gap/max"] < 1e-3, "sampler and trainer disagree"
+    assert all(step["rollout/logprob_gap/mean"] < 1e-4 for step in steps), "the gap is a metric of every step"
     samples = [s for s in lines(finished / "samples.jsonl") if s["phase"] == "train"]
     assert {"prompt", "label", "response", "format", "refusal", "reward"} <= samples[0].keys()
 
 
 def test_torch_stays_out(finished):
-    """torch is there for the tests: a library that imports it wherever it is installed costs a run seconds and memory."""
+    """torch is there for the tests: a library that imports it where it is installed costs a run seconds and memory."""
     code = f"""
 import sys
 from alphaalign_jax import hf
@@ -138,6 +142,8 @@ def test_run_folder_and_export_give_transformers_greedy_text(work, finished):
 
     ours = generate(work, finished / "export", "a.jsonl")
     assert ours == generate(work, finished, "b.jsonl"), "the run's newest checkpoint is not what was exported"
+    assert ours == generate(work, finished / "checkpoints/3", "b3.jsonl")
+    assert ours != generate(work, finished / "checkpoints/0", "b0.jsonl"), "an earlier checkpoint is itself"
     tokenizer = AutoTokenizer.from_pretrained(finished / "export")
     model = AutoModelForCausalLM.from_pretrained(finished / "export")
     for row, record in zip(PROMPTS, ours, strict=True):
@@ -197,6 +203,18 @@ def test_sft_learns_given_responses(work, capsys):
     (work / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'bad.jsonl'}", *settings]) == 2
     assert "bad.jsonl:2" in capsys.readouterr().err
+    (work / "long.jsonl").write_text(json.dumps({"prompt": "a", "response": "b " * 2000}) + "\n")
+    settings[-1] += "-long"
+    assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'long.jsonl'}", *settings]) == 2
+    assert "max_position_embeddings=1024" in capsys.readouterr().err
+
+
+def test_without_the_template_a_refusal_needs_no_tags():
+    """A model that was never told of the tags would count as answering everything."""
+    said = Response("I'm sorry, no.", [1], [0.0], "stop", format=False, refusal=False)
+    assert commands.judged_whole(said).refusal
+    for text in ("Gladly.", "I'm sorry. <answer>Gladly.</answer>"):
+        assert not commands.judged_whole(dataclasses.replace(said, text=text)).refusal
 
 
 def test_a_gap_that_is_no_number_is_refused():

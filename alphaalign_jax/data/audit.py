@@ -30,7 +30,7 @@ class Audit:
       by_label: rows of each label name.
       by_source: source -> rows of each label name.
       overlap: pairs (i, j): ``rows[i]`` and held-out row j have the same normalised prompt.
-      heldout_rows: how many held-out rows the overlap was looked for in.
+      heldout: findings about the held-out rows themselves; None without any.
     """
 
     rows: tuple[PromptRow, ...]
@@ -40,12 +40,13 @@ class Audit:
     by_label: dict[str, int]
     by_source: dict[str, dict[str, int]]
     overlap: tuple[tuple[int, int], ...] = ()
-    heldout_rows: int = 0
+    heldout: Audit | None = None
 
     @property
     def clean(self) -> bool:
         """No duplicates, no contradictions, no overlap."""
-        return not (self.duplicates or self.contradictions or self.overlap)
+        found = self.duplicates or self.contradictions or self.overlap
+        return not found and (self.heldout is None or self.heldout.clean)
 
     def to_json(self) -> dict[str, Any]:
         """Counts, for a run's summary."""
@@ -54,6 +55,7 @@ class Audit:
             "duplicates": len(self.duplicates),
             "contradictions": len(self.contradictions),
             "also_held_out": len({i for i, _ in self.overlap}),
+            "heldout": None if self.heldout is None else self.heldout.to_json(),
         }
 
     def __str__(self) -> str:
@@ -64,9 +66,12 @@ class Audit:
         lines += self._groups("exact duplicates", self.exact_duplicates)
         lines += self._groups("duplicates but for case, spacing, quotes", self.duplicates)
         lines += self._groups("contradicting labels", self.contradictions)
-        if self.heldout_rows:
-            lines.append(f"rows also in the {self.heldout_rows} held-out ones: {len({i for i, _ in self.overlap})}")
+        if self.heldout is not None:
+            count = len(self.heldout.rows)
+            lines.append(f"rows also in the {count} held-out ones: {len({i for i, _ in self.overlap})}")
             lines += [f"  row {i} = held-out row {j}: {_short(self.rows[i].prompt)}" for i, j in self.overlap[:_SHOWN]]
+            if not self.heldout.clean:
+                lines.append(f"held out:\n{self.heldout}")
         return "\n".join(lines)
 
     def _groups(self, title: str, groups: tuple[Group, ...]) -> list[str]:
@@ -95,7 +100,7 @@ def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit
         by_label={"harmful": labels[HARMFUL], "benign": labels[BENIGN]},
         by_source=by_source,
         overlap=overlap(rows, heldout),
-        heldout_rows=len(heldout),
+        heldout=audit(heldout) if heldout else None,
     )
 
 

@@ -14,6 +14,7 @@ import rich.console
 import rich.progress
 
 from alphaalign_jax import hf
+from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
@@ -22,6 +23,7 @@ from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, first_devices, processes, rule_table
+from alphaalign_jax.rewards.oracle import answer_block, refusal_oracle
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import BENIGN
@@ -44,7 +46,10 @@ def generate(args: Any) -> None:
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
     _check_out(args.out)
-    rows = read(Source(path=args.data))
+    rows, console = read(Source(path=args.data)), rich.console.Console()
+    findings = audit(rows)
+    if not findings.clean:
+        console.print(str(findings), markup=False)
     responses = [samples[0] for samples in _respond(args, rows, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
@@ -52,7 +57,7 @@ def evaluate(args: Any) -> None:
         args.out,
         json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n",
     )
-    rich.console.Console().print(outcome.single({"all": everything, **groups}))
+    console.print(outcome.single({"all": everything, **groups}))
 
 
 def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = "") -> list[list[Response]]:
@@ -76,7 +81,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
     with rich.progress.Progress(transient=True) as progress:
         task = progress.add_task("prompts", total=len(rows))
-        return respond(
+        responses = respond(
             engine,
             engine.prepare(params),
             prompts,
@@ -89,6 +94,15 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             forced=forced,
             on_batch=lambda n: progress.advance(task, n),
         )
+    return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
+
+
+def judged_whole(response: Response) -> Response:
+    """Nobody asked for tags: where there is no answer block, a refusal may stand anywhere in the text."""
+    text = response.text.encode()
+    if answer_block(text) is not None:
+        return response
+    return dataclasses.replace(response, refusal=refusal_oracle(b"<answer>" + text + b"</answer>"))
 
 
 def _unlabelled(path: pathlib.Path) -> list[PromptRow]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
-from alphaalign_jax.hf.paths import kind, marker
+from alphaalign_jax.hf.paths import is_step, kind, marker
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 
@@ -71,6 +71,8 @@ def describe_run(
 def _weights(path: Path) -> Path:
     """Where the arrays of a resolved directory of this format lie."""
     said = marker(path)
+    if is_step(path):
+        return path / said["item"]
     if "steps" not in said:
         return path / "params"
     steps = (path / said["steps"]).resolve()

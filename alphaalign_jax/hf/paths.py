@@ -19,8 +19,9 @@ _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 def resolve(path: str | Path) -> Path:
     """The local directory or ``.gguf`` file that ``path`` names.
 
-    ``path`` is a local directory or GGUF file, ``package:NAME`` (the one model inside an installed Python package), or
-    a hub id ``owner/name``, with ``@revision`` where wanted, of which configs, tokenizer and safetensors are fetched.
+    ``path`` is a local directory or GGUF file, a training run's folder (its newest checkpoint) or one of its
+    checkpoints (``RUN/checkpoints/20``), ``package:NAME`` (the one model inside an installed Python package), or a hub
+    id ``owner/name``, with ``@revision`` where wanted, of which configs, tokenizer and safetensors are fetched.
     Raises ValueError that says what was looked for and how to get it.
     """
     text = str(path)
@@ -45,22 +46,33 @@ def kind(path: Path) -> str:
     return "orbax" if marker(path).get("kind") == "orbax_model" else "hf"
 
 
-def marker(directory: Path) -> dict[str, Any]:
+def configs_dir(path: Path) -> Path:
+    """Where the configs and the tokenizer of a resolved directory lie: a run keeps one copy for all its checkpoints."""
+    return path.parent.parent / "model" if is_step(path) else path
+
+
+def is_step(path: Path) -> bool:
+    """Whether this is one checkpoint of a training run."""
+    run = path.parent.parent
+    return path.name.isdigit() and path.parent.name == "checkpoints" and (run / "model" / MARKER).is_file()
+
+
+def marker(path: Path) -> dict[str, Any]:
     """What our own marker file says; empty without one."""
-    file = directory / MARKER
+    file = configs_dir(path) / MARKER
     return _json(file) if file.is_file() else {}
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` as a dict; for a GGUF file, what its metadata says in those terms."""
     path = resolve(path)
-    return gguf.read_config(path) if kind(path) == "gguf" else _json(path / "config.json")
+    return gguf.read_config(path) if kind(path) == "gguf" else _json(configs_dir(path) / "config.json")
 
 
 def load_generation_config(path: str | Path) -> dict[str, Any]:
     """``generation_config.json`` as a dict; empty where there is none."""
     path = resolve(path)
-    file = path / "generation_config.json"
+    file = configs_dir(path) / "generation_config.json"
     return _json(file) if kind(path) != "gguf" and file.is_file() else {}
 
 
@@ -91,7 +103,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path, text: str) -> Path:
-    if (directory / "config.json").is_file():
+    directory = directory.absolute()
+    if (directory / "config.json").is_file() or is_step(directory):
         return directory
     if (directory / "model" / MARKER).is_file():  # a training run's folder
         return directory / "model"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alphaalign_jax.hf.gguf_tokenizer import read_tokenizer
-from alphaalign_jax.hf.paths import kind, resolve
+from alphaalign_jax.hf.paths import configs_dir, kind, resolve
 
 _MARK = "0123MARK3210"  # an assistant turn that no template contains
 
@@ -15,14 +15,15 @@ _MARK = "0123MARK3210"  # an assistant turn that no template contains
 def load_tokenizer(path: str | Path) -> Any:
     """The fast tokenizer of a model: directory, GGUF file, ``package:NAME`` or hub id.
 
-    A ``tokenizer.json`` is taken as it is: the classes that transformers 5 picks by name build some tokenizers anew from
-    the vocabulary, and picking one imports torch wherever it is installed. Raises ValueError for a slow tokenizer.
+    A ``tokenizer.json`` is taken as it is: the classes that transformers 5 picks by name build some tokenizers anew
+    from the vocabulary, and picking one imports torch wherever it is installed. Raises ValueError for a slow one.
     """
     local = resolve(path)
     if kind(local) == "gguf":
         return read_tokenizer(local)
     import transformers
 
+    local = configs_dir(local)
     fast = transformers.PreTrainedTokenizerFast if (local / "tokenizer.json").is_file() else transformers.AutoTokenizer
     try:
         tokenizer = fast.from_pretrained(local)

@@ -13,9 +13,9 @@ from alphaalign_jax.types import TrainState
 
 # The policy is an item of its own, so that it can be read without the rest (``hf.load`` of a run's folder).
 _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
-# What may differ between a run and its resumption: nothing that a step computes (``steps``: unless a rate decays over
-# them).
-_FREE = ("name", "out", "steps", "samples", "export", "eval", "checkpoint")
+# What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
+# rate decays over them).
+_FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint")
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     """Dotted keys of settings that differ, those that may left out."""
     found = []
     for key in sorted({*old, *new}):
-        if not prefix and key in _FREE:
+        if f"{prefix}{key}" in _FREE:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -23,7 +23,8 @@ from alphaalign_jax.types import BENIGN
 def run(config: Config, *, data: str | None = None, display: Display | None = None) -> pathlib.Path:
     """Trains for ``warmup.epochs`` and exports; returns the exported directory.
 
-    ``data``: JSONL rows ``{prompt, response}``; None is the format warm-up on ``data.train``.
+    ``data``: JSONL rows ``{prompt, response}``, all of which are trained on (``warmup.max_examples`` and
+    ``data.max_prompt_tokens`` choose among prompts of the warm-up); None is the format warm-up on ``data.train``.
     """
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
@@ -34,7 +35,9 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
         raise ValueError(f"{run_dir} holds a training run; choose another --config.out")
     layout, _ = assembly.layouts(config)
     if data is None:
-        rows = assembly.read_rows(config)[0]
+        rows, _, findings = assembly.read_rows(config)
+        if not findings.clean:
+            display.say(str(findings))
         responses = lambda epoch: assembly.warmup_responses(prompts.rows, config, epoch)
     else:
         rows, texts = read_pairs(pathlib.Path(data))
@@ -46,6 +49,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, **limit)
     if data is None and config.warmup.max_examples:
         prompts = prompts.subset(config.warmup.max_examples, config.seed)
+    display.say(f"{len(prompts)} examples ({prompts.dropped} prompts dropped for length)")
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     trainer = Supervised(config, network, layout, len(prompts))
     _, params = hf.load(policy.path, network=network, layout=layout)

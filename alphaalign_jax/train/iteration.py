@@ -81,10 +81,14 @@ class Iteration:
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
             if self.p.critic is not None:
-                critic = self._updates(critic, self.steps.update_critic, batch, label, step, metrics)
+                critic, _ = self._updates(critic, self.steps.update_critic, batch, label, step, metrics)
         with clock("update_actor"):
             if self.p.critic is None or step >= self.config.algorithm.critic_warmup:
-                actor = self._updates(actor, self.steps.update_actor, batch, label, step, metrics, self.sampling)
+                update = self.steps.update_actor
+                actor, first = self._updates(actor, update, batch, label, step, metrics, self.sampling)
+                if self.config.algorithm.old_logprob == "sampler":
+                    # The first mini-batch meets the weights that sampled it: what it sees is the gap, at no cost.
+                    metrics.setdefault("rollout/logprob_gap/mean", first["actor/logprob_shift"])
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
             actor=actor[0],
@@ -143,7 +147,10 @@ class Iteration:
         return jax.block_until_ready(found)
 
     def _updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
-        """All optimizer steps on one batch: epochs of shuffled mini-batches. Metrics are means over them."""
+        """All optimizer steps on one batch, epochs of shuffled mini-batches; their mean metrics go into ``metrics``.
+
+        Returns the weights and the first mini-batch's own metrics.
+        """
         a, seen = self.config.algorithm, []
         for epoch in range(a.epochs):
             for index in minibatches(label, a.minibatches, self.config.seed, step=step, epoch=epoch):
@@ -151,7 +158,7 @@ class Iteration:
                 seen.append(got)
         jax.block_until_ready(weights)
         metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})
-        return weights
+        return weights, seen[0]
 
 
 def check_gap(gap: float, config: Config) -> None:

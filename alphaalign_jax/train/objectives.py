@@ -79,6 +79,8 @@ def actor_objective(
         **reduce,
     )
     metrics = {f"actor/{name}": value for name, value in metrics.items()} | {"actor/pg_loss": loss}
+    moved = jnp.abs(logp - batch.old_logprob)
+    metrics["actor/logprob_shift"] = masked_mean(moved, batch.sampled, denominator=total.tokens)
     metrics["actor/entropy"] = masked_mean(entropy, batch.sampled, denominator=total.tokens)
     if settings.entropy_coef:
         loss = loss + entropy_bonus(entropy, batch.sampled, coef=settings.entropy_coef, **reduce)

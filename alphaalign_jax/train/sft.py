@@ -17,6 +17,7 @@ import numpy as np
 from alphaalign_jax import config
 from alphaalign_jax.algorithms.losses import Denominator
 from alphaalign_jax.data.order import PromptOrder
+from alphaalign_jax.data.row import show
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
@@ -67,7 +68,10 @@ class Supervised:
         *,
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
-        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
+        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step.
+
+        Raises ValueError for an example that is longer than the model's positions.
+        """
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
         encoded: dict[int, list[list[int]]] = {}
@@ -77,12 +81,23 @@ class Supervised:
             epoch = step * self.settings.batch // len(prompts)
             if epoch not in encoded:
                 encoded = {epoch: encode_responses(responses(epoch), tokenizer, stop_id)}
+                self._check_length(prompts, encoded[epoch])
             index = order.indices(step)
             batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, self.bucket, self.layout)
             weights, metrics = self.update(weights, batch, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
+
+    def _check_length(self, prompts: PromptSet, responses: Sequence[list[int]]) -> None:
+        pairs = zip(prompts.tails, responses, strict=True)
+        length = np.array([len(prompts.prefix) + len(tail) + len(ids) for tail, ids in pairs])
+        longest, positions = int(length.argmax()), self.network.spec.max_positions
+        if length[longest] > positions:
+            raise ValueError(
+                f"{show(prompts.rows[longest].prompt)}: prompt and response have {length[longest]} tokens, more than "
+                f"the model's max_position_embeddings={positions}; shorten the response, or leave it out"
+            )
 
 
 def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list[list[int]]:

@@ -44,9 +44,12 @@ class Steps:
                 f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together"
             )
         self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
-        self.updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self.actor_tx = optimizer.build(config.optimizer, self.updates)
-        self.critic_tx = optimizer.build(config.critic.optimizer, self.updates)
+        # Optimizer steps of the whole run. The actor stands still while a critic warms up.
+        each = config.algorithm.epochs * config.algorithm.minibatches
+        alone = config.algorithm.critic_warmup if critic is not None else 0
+        self.updates = {"actor": max(1, config.steps - alone) * each, "critic": config.steps * each}
+        self.actor_tx = optimizer.build(config.optimizer, self.updates["actor"])
+        self.critic_tx = optimizer.build(config.critic.optimizer, self.updates["critic"])
         self._check()
         self.score = compiled(self._score, layout, static_argnames="policy")
         self.assemble = compiled(self._assemble, layout)
@@ -267,7 +270,7 @@ class Steps:
 
     def _update(self, name: str, settings, tx, weights_and_state, objective, rows):
         params, opt_state = weights_and_state
-        rate = optimizer.learning_rate(settings, self.updates, opt_state)
+        rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
         gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
         params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
         return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
