@@ -26,7 +26,16 @@ def test_warmup_refuses_both_labels_at_the_same_rate(rate):
     refused = _decisions(warmup.warmup_examples(rows, seed=1, refusal_rate=rate))
     for label in (BENIGN, HARMFUL):
         members = np.array([row.label == label for row in rows])
-        assert refused[members].sum() == round(rate * members.sum())
+        assert abs(refused[members].sum() - rate * members.sum()) < 1
+
+
+def test_every_batch_has_its_share_of_refusals():
+    """Sixteen coins a batch leave a warm-up of twenty batches anywhere between never and always refusing."""
+    rows = [PromptRow(f"p{i}", (BENIGN, HARMFUL)[i % 16 < 7]) for i in range(16)]
+    refused = np.array([_decisions(warmup.warmup_examples(rows, seed=(3, i), refusal_rate=0.4)) for i in range(2000)])
+    harmful = np.array([row.label == HARMFUL for row in rows])
+    assert set(refused.sum(1)) <= {5, 6, 7} and set(refused[:, harmful].sum(1)) <= {2, 3}
+    assert np.abs(refused.mean(0) - 0.4).max() < 5 * np.sqrt(0.24 / 2000), "every row is as likely as any other"
 
 
 def test_warmup_decision_does_not_depend_on_content():

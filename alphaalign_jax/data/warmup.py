@@ -9,6 +9,7 @@ policy gradient needs to choose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,22 +42,26 @@ _TAGS = ("<answer>", "</answer>", "<safety_reasoning>", "</safety_reasoning>")
 
 
 def warmup_examples(
-    rows: Sequence[PromptRow], seed: int, refusal_rate: float = 0.3, is_refusal: Callable[[str], bool] | None = None
+    rows: Sequence[PromptRow],
+    seed: int | Sequence[int],
+    refusal_rate: float = 0.3,
+    is_refusal: Callable[[str], bool] | None = None,
 ) -> list[tuple[PromptRow, str]]:
     """One response for every row, in row order:
 
         <safety_reasoning>REASON</safety_reasoning>
         <answer>ANSWER</answer>
 
-    Within each label exactly round(refusal_rate * rows of that label) rows, drawn by the seed, are refusals, so the
-    two rates are equal up to rounding. ANSWER is ``REFUSAL`` when refusing; when complying it is the row's own answer,
+    Within each label n * refusal_rate of its n rows, drawn by the seed, are refusals: rounded up or down at random so
+    that the expectation is exact, and not both labels up or both down. So every batch that is drawn has the two rates
+    as equal as whole rows allow. ANSWER is ``REFUSAL`` when refusing; when complying it is the row's own answer,
     or a sentence from ``GENERAL_ANSWERS`` where it has none, has one with the format's tags in it, or has one that
     ``is_refusal`` says refuses (a "complying" text that the refusal verifier matches would teach the wrong word for
     the verdict).
 
     Args:
       rows: any prompts.
-      seed: >= 0; the result is a pure function of the arguments.
+      seed: >= 0, or several such numbers; the result is a pure function of the arguments.
       refusal_rate: in [0, 1].
       is_refusal: the refusal verifier for host text, where rows bring answers that this project did not write.
     """
@@ -64,9 +69,10 @@ def warmup_examples(
         raise ValueError(f"refusal_rate is {refusal_rate}; expected a number from 0 to 1")
     rng = np.random.default_rng(seed)
     refuse = np.zeros(len(rows), bool)
-    for label in (BENIGN, HARMFUL):
+    chance = rng.random()
+    for label, up in ((BENIGN, chance), (HARMFUL, 1.0 - chance)):
         members = np.array([i for i, row in enumerate(rows) if row.label == label], np.int64)
-        refuse[rng.permutation(members)[: round(refusal_rate * len(members))]] = True
+        refuse[rng.permutation(members)[: math.floor(refusal_rate * len(members) + up)]] = True
     # Drawn for every row whether used or not, so that no draw depends on a decision or on a row's answer.
     general = rng.integers(len(GENERAL_ANSWERS), size=len(rows))
     examples = []

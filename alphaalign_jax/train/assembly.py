@@ -28,6 +28,7 @@ from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train.builtin import build_tiny
+from alphaalign_jax.train.sft import Responses
 
 BUILTIN_TINY = "builtin:tiny"
 
@@ -99,11 +100,22 @@ def build_scorer(config: Config) -> AsyncScorer | None:
     return AsyncScorer(reward_model.build(r.kind, **options))
 
 
-def warmup_responses(rows: Sequence[PromptRow], config: Config, epoch: int) -> list[str]:
-    """The format warm-up's responses in one epoch: decisions are drawn afresh, so that none can be learned by heart."""
+def warmup_responses(
+    rows: Sequence[PromptRow], config: Config, draw: int, *, refusal_rate: float | None = None
+) -> list[str]:
+    """The format warm-up's responses to ``rows``, one batch of it or all: each ``draw`` decides afresh who is refused,
+    so that no decision can be learned by heart. ``refusal_rate``: other than the config's."""
     is_refusal = lambda text: refusal_oracle(f"<answer>{text}</answer>".encode())
-    examples = warmup_examples(rows, config.seed + 1000 * (epoch + 1), config.warmup.refusal_rate, is_refusal)
-    return [text for _, text in examples]
+    rate = config.warmup.refusal_rate if refusal_rate is None else refusal_rate
+    return [text for _, text in warmup_examples(rows, (config.seed, draw), rate, is_refusal)]
+
+
+def warmup_source(prompts: PromptSet, config: Config) -> tuple[Responses, list[str]]:
+    """What ``Supervised.train`` learns in the format warm-up, and its longest form: an answer for every prompt."""
+    return (
+        lambda index, step: warmup_responses([prompts.rows[i] for i in index], config, step),
+        warmup_responses(prompts.rows, config, 0, refusal_rate=0.0),
+    )
 
 
 def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path) -> pathlib.Path:

@@ -38,10 +38,9 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
         rows, _, findings = assembly.read_rows(config)
         if not findings.clean:
             display.say(str(findings))
-        responses = lambda epoch: assembly.warmup_responses(prompts.rows, config, epoch)
+        texts = None
     else:
         rows, texts = read_pairs(pathlib.Path(data))
-        responses = lambda epoch: texts
     check_unused(run_dir)
     policy = Policy.open(assembly.model_path(config, rows, run_dir), config.reward.format_mode)
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
@@ -52,6 +51,11 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     display.say(f"{len(prompts)} examples ({prompts.dropped} prompts dropped for length)")
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     trainer = Supervised(config, network, layout, len(prompts))
+    if texts is None:
+        responses, longest = assembly.warmup_source(prompts, config)
+    else:
+        responses, longest = lambda index, _: [texts[i] for i in index], texts
+    trainer.check_length(prompts, longest, policy.tokenizer)
     _, params = hf.load(policy.path, network=network, layout=layout)
     records, began = Records(run_dir), time.perf_counter()
     with display.bar("sft", trainer.steps) as advance:

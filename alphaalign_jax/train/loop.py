@@ -109,8 +109,9 @@ class Run:
         """The format warm-up on the training prompts."""
         p, count = self.p, self.config.warmup.max_examples
         rows = p.train.subset(count, self.config.seed) if count else p.train
-        responses = lambda epoch: assembly.warmup_responses(rows.rows, self.config, epoch)
+        responses, longest = assembly.warmup_source(rows, self.config)
         trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
+        trainer.check_length(rows, longest, p.policy.tokenizer)
         with self.display.bar("warm-up", trainer.steps) as advance:
             recorded = self.records.advancing("warmup", advance)
             return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=recorded)

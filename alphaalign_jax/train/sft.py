@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the format warm-up, and the trainer for supervised baselines.
 
 The warm-up teaches a model too small to follow the template how an answer looks, never when to refuse: refusals come at
-one rate for harmful and benign prompts, and the draw is made afresh every epoch so that none can be learned by heart.
+one rate for harmful and benign prompts, and the draw is made afresh every step so that none can be learned by heart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alphaalign_jax.rollout.engine import compiled, place
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
 
-Responses = Callable[[int], Sequence[str]]  # epoch -> one response text a row of the prompt set
+Responses = Callable[[np.ndarray, int], Sequence[str]]  # rows of the prompt set [B], step -> their response texts
 
 
 class Supervised:
@@ -68,29 +68,23 @@ class Supervised:
         *,
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
-        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step.
-
-        Raises ValueError for an example that is longer than the model's positions.
-        """
+        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
-        encoded: dict[int, list[list[int]]] = {}
         sampling = Sampling.create()  # temperature 1: plain log-likelihood
         for step in range(self.steps):
             began = time.perf_counter()
-            epoch = step * self.settings.batch // len(prompts)
-            if epoch not in encoded:
-                encoded = {epoch: encode_responses(responses(epoch), tokenizer, stop_id)}
-                self._check_length(prompts, encoded[epoch])
             index = order.indices(step)
-            batch = supervised_batch(prompts, [encoded[epoch][i] for i in index], index, self.bucket, self.layout)
+            encoded = encode_responses(responses(index, step), tokenizer, stop_id)
+            batch = supervised_batch(prompts, encoded, index, self.bucket, self.layout)
             weights, metrics = self.update(weights, batch, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
 
-    def _check_length(self, prompts: PromptSet, responses: Sequence[list[int]]) -> None:
-        pairs = zip(prompts.tails, responses, strict=True)
+    def check_length(self, prompts: PromptSet, responses: Sequence[str], tokenizer: Any) -> None:
+        """Raises ValueError where a prompt with its response is longer than the model's positions."""
+        pairs = zip(prompts.tails, encode_responses(responses, tokenizer, 0), strict=True)
         length = np.array([len(prompts.prefix) + len(tail) + len(ids) for tail, ids in pairs])
         longest, positions = int(length.argmax()), self.network.spec.max_positions
         if length[longest] > positions:
