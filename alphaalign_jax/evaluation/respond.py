@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Params
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import to_host
+from alphaalign_jax.parallel import processes, to_host
 from alphaalign_jax.rewards.oracle import response_bytes
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import Engine
@@ -95,6 +95,7 @@ def respond(
                 params, prompts.batch(filled, slots=width), key, sampling, group=group, slots=slots, forced=forced_ids
             )
             found.update(zip(chosen, host_responses(rollout, engine.judge(rollout), policy, len(chosen)), strict=True))
+            processes.release_freed_memory()
             on_batch(len(chosen))
     return [found[i] for i in indices]
 

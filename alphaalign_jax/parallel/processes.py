@@ -51,6 +51,27 @@ def keep_freed_memory() -> None:
         mallopt(setting, value)
 
 
+def memory_used() -> int:
+    """Bytes of this host's memory that the process holds; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def release_freed_memory(above: float = 0.6) -> None:
+    """Under glibc: gives pages that lie free in the process back where it holds more than this share of the memory.
+
+    The counterpart of ``keep_freed_memory``, to be called between steps: blocks of many sizes leave holes that no later
+    block fits, and over some steps of two shapes they once filled 24 GB where 12 were in use.
+    """
+    if memory_used() > above * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def first() -> bool:
     """Whether this process is the one that writes and speaks."""
     return jax.process_index() == 0

@@ -20,8 +20,7 @@ from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import to_host
-from alphaalign_jax.parallel.processes import gather_rows
+from alphaalign_jax.parallel import processes, to_host
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
@@ -104,6 +103,8 @@ class Iteration:
         tokens = (metrics["prompt_length/mean"] + metrics["response_length/mean"]) * verdict.format.size
         metrics["perf/total_num_tokens"] = tokens
         metrics["perf/throughput"] = tokens / metrics["timing_s/step"] / self.p.train_layout.mesh.size
+        metrics["perf/cpu_memory_used_gb"] = processes.memory_used() / 1024**3
+        processes.release_freed_memory()
         return state, metrics, Sampled(index, responses, to_host(scores.reward))
 
     def _rollout(self, state: TrainState, prompts, step: int) -> tuple[Rollout, Verdict, list[list[Response]]]:
@@ -202,10 +203,10 @@ def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, in
     except RewardModelError as failed:
         error = failed
     # All processes stop where one must: the others would wait for its rows for ever.
-    failures = np.flatnonzero(gather_rows(np.asarray(error is not None)))
+    failures = np.flatnonzero(processes.gather_rows(np.asarray(error is not None)))
     if len(failures):
         raise error or RewardModelError(f"the reward model failed on process {failures[0]}, whose log has the reason")
     # A row is scored by one process and NaN on all others.
-    everyone = gather_rows(helpfulness)
+    everyone = processes.gather_rows(helpfulness)
     scored = np.isfinite(everyone)
     return np.where(scored.any(0), np.where(scored, everyone, 0).sum(0), np.nan).astype(np.float32)

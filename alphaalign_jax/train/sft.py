@@ -22,7 +22,7 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
-from alphaalign_jax.parallel import Layout, to_host
+from alphaalign_jax.parallel import Layout, processes, to_host
 from alphaalign_jax.rollout.engine import compiled, place
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
@@ -79,6 +79,8 @@ class Supervised:
             batch = supervised_batch(prompts, encoded, index, self.bucket, self.layout)
             weights, metrics = self.update(weights, batch, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
+            metrics["perf/cpu_memory_used_gb"] = processes.memory_used() / 1024**3
+            processes.release_freed_memory()
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
 
