@@ -23,7 +23,7 @@ def get_config(arg=""):
     config.model.path = "builtin:tiny"
     config.data.bucket = 48  # one shape for every batch, of training and held-out prompts alike
 
-    # From random weights: many epochs, each with its own draw of who is refused.
+    # From random weights: many epochs, each step with its own draw of who is refused.
     config.warmup.epochs = 8.0
     config.warmup.refusal_rate = 0.4
     config.warmup.batch = 32

@@ -319,6 +319,16 @@ def test_convert_between_formats(tmp_path):
         hf.load(tmp_path / "b")
 
 
+def test_a_critic_may_start_from_a_reward_model(tmp_path):
+    """A value network takes the body of any stored model, whatever head that has."""
+    spec = ModelSpec.from_hf(config("llama", tie_word_embeddings=False), num_labels=2)
+    params = random_params(Network(spec, "score"))
+    hf.save_model(params, Network(spec, "score"), tmp_path / "model")
+    _, weights = hf.load(tmp_path / "model", head="value")
+    assert_same_bits(weights["layers"], params["layers"])
+    assert weights["head"]["kernel"].shape == (spec.hidden_size, 1) and not np.any(weights["head"]["kernel"])
+
+
 def test_resolve_says_what_it_looked_for(tmp_path):
     """Prevents a typo in a path from becoming a download attempt or a stack trace."""
     with pytest.raises(ValueError, match="pip install no-such-model-package"):

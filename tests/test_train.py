@@ -16,7 +16,7 @@ from alphaalign_jax.evaluation import commands
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.iteration import check_gap
-from alphaalign_jax.train.records import Display
+from alphaalign_jax.train.records import Display, Records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPTS = [
@@ -115,6 +115,28 @@ def test_resumed_equals_never_stopped(work, finished):
         assert file.read_bytes() == (work / "stopped/export" / file.name).read_bytes()
     steps = [r["step"] for r in lines(work / "stopped/metrics.jsonl") if r["phase"] == "train"]
     assert steps == [0, 1, 2]
+
+
+def test_tensorboard_forgets_what_a_resumption_takes_back(tmp_path):
+    """Steps lost after the checkpoint, shown beside those that replaced them; or an evaluation lost that stays true."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    for resume_step, steps in ((None, (0, 1, 2)), (2, (2,))):
+        records = Records(tmp_path, resume_step=resume_step)
+        for step in steps:
+            records.metrics("train", step, {"loss": float(10 * step + len(steps))})
+        if resume_step is None:
+            records.metrics("eval", 2, {"rate": 0.5})  # after two steps: of the weights that are resumed
+            records.metrics("eval", 3, {"rate": 0.7})
+        records.close()
+
+    def shown(folder, tag):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / folder))
+        events.Reload()
+        return [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors(tag)]
+
+    assert shown("train", "loss") == [(0, 3.0), (1, 13.0), (2, 21.0)]
+    assert shown("eval", "rate") == [(2, 0.5)]
 
 
 def test_a_second_start_in_the_same_folder_is_refused(work, finished, capsys):

@@ -34,7 +34,7 @@ def test_every_batch_has_its_share_of_refusals():
     rows = [PromptRow(f"p{i}", (BENIGN, HARMFUL)[i % 16 < 7]) for i in range(16)]
     refused = np.array([_decisions(warmup.warmup_examples(rows, seed=(3, i), refusal_rate=0.4)) for i in range(2000)])
     harmful = np.array([row.label == HARMFUL for row in rows])
-    assert set(refused.sum(1)) <= {5, 6, 7} and set(refused[:, harmful].sum(1)) <= {2, 3}
+    assert set(refused.sum(1)) == {6, 7} and set(refused[:, harmful].sum(1)) == {2, 3}
     assert np.abs(refused.mean(0) - 0.4).max() < 5 * np.sqrt(0.24 / 2000), "every row is as likely as any other"
 
 

@@ -53,8 +53,8 @@ def warmup_examples(
         <answer>ANSWER</answer>
 
     Within each label n * refusal_rate of its n rows, drawn by the seed, are refusals: rounded up or down at random so
-    that the expectation is exact, and not both labels up or both down. So every batch that is drawn has the two rates
-    as equal as whole rows allow. ANSWER is ``REFUSAL`` when refusing; when complying it is the row's own answer,
+    that the expectation is exact, and the two labels opposite ways, so that a batch's refusals are within one of their
+    expectation. ANSWER is ``REFUSAL`` when refusing; when complying it is the row's own answer,
     or a sentence from ``GENERAL_ANSWERS`` where it has none, has one with the format's tags in it, or has one that
     ``is_refusal`` says refuses (a "complying" text that the refusal verifier matches would teach the wrong word for
     the verdict).

@@ -118,10 +118,12 @@ def write_configs(
 
 
 def _name_tokenizer_class(file: Path) -> None:
-    """transformers 5 writes a class name that 4 does not have; the older name means the same to both."""
+    """transformers 5 writes a class name that 4 does not have. The older name means the same to both but for what a
+    call returns: 4 would add ``token_type_ids``, which no model here takes."""
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
-        _write_json(file, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+        _write_json(file, inputs | config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_weights(params: Params, network: Network, out: Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
-from alphaalign_jax.hf.paths import is_step, kind, marker
+from alphaalign_jax.hf.paths import is_step, kind, load_spec, marker
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 
@@ -105,7 +105,8 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
         key: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), subtree, shardings[key])
         for key, subtree in shapes.items()
     }
-    params = _restore(_weights(path), target, known=Network(spec, head).shapes())
+    known = Network(dataclasses.replace(spec, num_labels=load_spec(path).num_labels), head).shapes()
+    params = _restore(_weights(path), target, known)
     if full_layers != network.spec.num_layers:
         params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
         params["layers"] = jax.device_put(params["layers"], shardings["layers"])

@@ -111,10 +111,11 @@ def warmup_responses(
 
 
 def warmup_source(prompts: PromptSet, config: Config) -> tuple[Responses, list[str]]:
-    """What ``Supervised.train`` learns in the format warm-up, and its longest form: an answer for every prompt."""
+    """What ``Supervised.train`` learns in the format warm-up, and the longest response that each prompt may get."""
+    answered, refused = (warmup_responses(prompts.rows, config, 0, refusal_rate=rate) for rate in (0.0, 1.0))
     return (
         lambda index, step: warmup_responses([prompts.rows[i] for i in index], config, step),
-        warmup_responses(prompts.rows, config, 0, refusal_rate=0.0),
+        [max(pair, key=len) for pair in zip(answered, refused, strict=True)],
     )
 
 

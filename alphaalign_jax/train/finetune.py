@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
@@ -57,11 +58,10 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
         responses, longest = lambda index, _: [texts[i] for i in index], texts
     trainer.check_length(prompts, longest, policy.tokenizer)
     _, params = hf.load(policy.path, network=network, layout=layout)
-    records, began = Records(run_dir), time.perf_counter()
-    with display.bar("sft", trainer.steps) as advance:
+    began = time.perf_counter()
+    with contextlib.closing(Records(run_dir)) as records, display.bar("sft", trainer.steps) as advance:
         recorded = records.advancing("sft", advance)
         params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
-    records.close()
     target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {target}")

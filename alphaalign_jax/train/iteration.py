@@ -68,7 +68,7 @@ class Iteration:
         pending = self._ask_reward_model(index, responses)
         with clock("old_log_prob"):
             prompts = place(prompts, self.p.train_layout)
-            scored = self._score(state, prompts, rollout)
+            scored = self._score(state, prompts, rollout, step)
         with clock("reward_wait"):
             helpfulness = _await_scores(pending, verdict.refusal.shape)
         with clock("adv"):
@@ -138,10 +138,13 @@ class Iteration:
                     places.append((b, g))
         return self.p.scorer.submit(questions, answers), places
 
-    def _score(self, state: TrainState, prompts: Prompts, rollout: Rollout) -> dict[str, Array]:
+    def _score(self, state: TrainState, prompts: Prompts, rollout: Rollout, step: int) -> dict[str, Array]:
         """What ``Steps.score`` finds and the update needs; waits for it."""
-        # With the sampler's log-probs as the old ones the trainer's are needed once, to see that they are the same.
-        policy = self.config.algorithm.old_logprob == "trainer" or not self._gap_checked
+        # With the sampler's log-probs as the old ones, the trainer's are needed once before the first update, to see
+        # that they are the same, and while there is no update of the policy to show it.
+        a = self.config.algorithm
+        idle = self.p.critic is not None and step < a.critic_warmup
+        policy = a.old_logprob == "trainer" or not self._gap_checked or idle
         if not policy and self.p.critic is None and state.reference is None:
             return {}
         found = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling, policy=policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -43,9 +44,10 @@ def train(config: Config, *, resume: bool = False, command: str = "", display: D
         if config.export:
             hf.check_target(config.export_dir)
         prepared = assembly.prepare(config)
-        records = Records(config.run_dir, resume_step=checkpoints.latest() if resume else None)
-        summary = Run(prepared, checkpoints, records, display or Display(), began).train()
-        records.summary({"command": command, **summary})
+        resume_step = checkpoints.latest() if resume else None
+        with contextlib.closing(Records(config.run_dir, resume_step=resume_step)) as records:
+            summary = Run(prepared, checkpoints, records, display or Display(), began).train()
+            records.summary({"command": command, **summary})
         return summary
     finally:
         checkpoints.close()
@@ -194,7 +196,6 @@ class Run:
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
-        self.records.close()
         if self.p.scorer is not None:
             self.p.scorer.close()
         self.display.say(outcome.comparison(meta["before"], found))

@@ -22,6 +22,8 @@ from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS
 
+_FOLDER = {"train": "train", "warmup": "warmup", "sft": "train"}  # of TensorBoard, by phase; evaluations have their own
+
 
 def check_unused(directory: pathlib.Path) -> None:
     """Raises ValueError where a finished run's records would be written over."""
@@ -38,7 +40,7 @@ class Records:
     def __init__(self, directory: pathlib.Path, *, resume_step: int | None = None):
         self.directory = pathlib.Path(directory)
         self._files: dict[str, Any] = {}
-        self._tensorboard: dict[bool, EventFileWriter] = {}
+        self._tensorboard: dict[str, EventFileWriter] = {}
         if not processes.first():  # one process writes for all
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -47,21 +49,22 @@ class Records:
             kept = _before(path, resume_step) if resume_step is not None else []
             path.write_text("".join(kept))
             self._files[name] = path.open("a")
-        # Two writers: a resumption purges steps from its own on, and the warm-up counts steps of its own.
-        board = self.directory / "tensorboard"
-        self._tensorboard = {
-            is_warmup: EventFileWriter(str(board / name)) for is_warmup, name in ((False, "train"), (True, "warmup"))
-        }
-        if resume_step is not None:  # TensorBoard drops what an earlier file holds from this step on
-            purge = Event(wall_time=time.time(), step=resume_step, session_log=SessionLog(status=SessionLog.START))
-            self._tensorboard[False].add_event(purge)
+        # One folder each: they count steps of their own, and a resumption takes steps back from its own on, while an
+        # evaluation bears the number of the steps before it. A start is written even where there is nothing to take
+        # back: TensorBoard passes over a folder's first.
+        first = resume_step or 0
+        for name, start in (("warmup", 0), ("train", first), ("eval", first + (resume_step is not None))):
+            self._tensorboard[name] = EventFileWriter(str(self.directory / "tensorboard" / name))
+            if name != "warmup":
+                session = SessionLog(status=SessionLog.START)
+                self._tensorboard[name].add_event(Event(wall_time=time.time(), step=start, session_log=session))
 
     def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         self._line("metrics", {"phase": phase, "step": step, **values})
         if self._tensorboard:
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-            self._tensorboard[phase == "warmup"].add_event(event)
+            self._tensorboard[_FOLDER.get(phase, "eval")].add_event(event)
 
     def advancing(self, phase: str, advance: Callable[..., None]) -> Callable[[int, Mapping[str, float]], None]:
         """``on_step`` of supervised training: writes the step down and moves the progress bar."""
