@@ -7,9 +7,8 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 12.4 GB. Expected result, measured there on 2026-11-22 (README, "The real run", has the command,
-the table and what falls short): in 83 minutes, harmful prompts answered fall from 82.5 to 8.8 % on the demo set's
-held-out split, with 7.6 % of its ordinary benign prompts refused. As zero: not run.
+Hardware: 2 CPU cores, 14 GB. Result: not run to its end yet. README, "The real run", has what an earlier recipe gave on
+2026-11-22 in 83 minutes, and why it was changed: two more runs with it failed. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
@@ -46,14 +45,21 @@ def get_config(arg=""):
     # No reward model fits this machine beside the run: a transparent stand-in keeps the whole path in use.
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
+    # GRPO gives every group the same spread of advantages, so what the reward model adds among a benign prompt's answers
+    # is taken from what tells answering from refusing there, and all prompts drift towards refusing. At r_a = 1 that
+    # is 13 % of the push, and a run refused everything by step 20; at 3 it is 4 %.
+    config.reward.r_a = 3.0
+
     # What one update changes most is how often the policy refuses at all, whatever the prompt; telling prompts apart
     # comes slowly. A group as its own baseline and mini-batches of both labels keep the first in balance; a critic
     # explained none of the returns in six steps, and from 5e-5 on the policy ended up refusing all or nothing within
     # six. The paper's PPO at 1e-6 is for 3 B parameters and 200 steps of 128 rollouts.
     config.algorithm.advantage = "grpo"
     config.algorithm.minibatches = 3
-    config.algorithm.old_logprob = "sampler"  # both run in float32: a sixth of the step's time
-    config.algorithm.reference = False  # as much, for a figure that no loss term uses
+    config.algorithm.old_logprob = "sampler"  # both run in float32: saves a sixth of the step's time
+    # Holds a policy that refuses (or answers) everything: there all groups are flat, and nothing else would lead back.
+    # A prompt that is told apart hardly feels it.
+    config.algorithm.kl_loss = 0.05
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 4
     config.optimizer.decay = 0.25  # at a constant rate the refusals of both labels swing together by 50 points
