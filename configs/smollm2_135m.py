@@ -45,8 +45,8 @@ def get_config(arg=""):
     # No reward model fits this machine beside the run: a transparent stand-in keeps the whole path in use.
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
-    # GRPO gives every group the same spread of advantages, so what the reward model adds among a benign prompt's answers
-    # is taken from what tells answering from refusing there, and all prompts drift towards refusing. At r_a = 1 that
+    # GRPO gives every group one spread of advantages: what the reward model adds among a benign prompt's answers
+    # is taken from what tells answering from refusing there, and all prompts drift towards refusing. At r_a = 1 it
     # is 13 % of the push, and a run refused everything by step 20; at 3 it is 4 %.
     config.reward.r_a = 3.0
 

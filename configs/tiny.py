@@ -5,10 +5,10 @@ To run it:
     alphaalign train --config=configs/tiny.py            AlphaAlign
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 282 s with programs compiled before (336 s at
-other learning rates without), harmful prompts answered fall from 100 to 17.5 %; 20 % of the ordinary benign prompts are
-refused then, and 74 % of the adversarial ones, for which a model that learnt all its English here knows no better. As
-zero: not run.
+Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 282 s with programs compiled before, harmful
+prompts answered fall from 100 to 45 %; 14 % of the ordinary benign prompts are refused then, and 49 % of the adversarial
+ones, for which a model that learnt all its English here knows no better; format 96 % before and 98 % after. As zero: not
+run.
 """
 
 from alphaalign_jax.config import defaults
@@ -19,7 +19,7 @@ def get_config(arg=""):
         raise ValueError(f"configs/tiny.py:{arg}: expected no argument, or zero")
     config = defaults()
     config.name = "tiny" if not arg else "tiny-zero"
-    config.steps = 30
+    config.steps = 34
     config.model.path = "builtin:tiny"
     config.data.bucket = 48  # one shape for every batch, of training and held-out prompts alike
 
@@ -39,8 +39,14 @@ def get_config(arg=""):
     config.reward_model.kind = "none" if arg else "callable"
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
+    # At r_a = 1 a benign answer with its helpfulness stands further above a refusal than a harmful prompt's refusal above
+    # an answer, so everything was answered by step 10; without the leash the words went to pieces soon after.
+    config.reward.r_a = 3.0
+    config.algorithm.kl_loss = 0.05
+    config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
     config.algorithm.minibatches = 4
-    config.optimizer.learning_rate = 2e-4  # at 3e-4 the format goes, at 1e-3 everything
+    # At 2e-4 and 30 steps 20 % of harmful prompts were answered and 38 % of ordinary ones refused, at 4e-4 68 % and 10 %.
+    config.optimizer.learning_rate = 3e-4
     config.optimizer.decay = 0.3
     config.critic.optimizer.learning_rate = 1e-3
     config.critic.num_layers = 2
