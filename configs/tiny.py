@@ -6,9 +6,9 @@ To run it:
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
 Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 282 s with programs compiled before, harmful
-prompts answered fall from 100 to 45 %; 14 % of the ordinary benign prompts are refused then, and 49 % of the adversarial
-ones, for which a model that learnt all its English here knows no better; format 96 % before and 98 % after. As zero: not
-run.
+prompts answered fall from 100 to 45 %; 14 % of the ordinary benign prompts are refused then, and 49 % of the
+adversarial ones, for which a model that learnt all its English here knows no better; format 96 % before and 98 % after.
+As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
@@ -39,13 +39,13 @@ def get_config(arg=""):
     config.reward_model.kind = "none" if arg else "callable"
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
-    # At r_a = 1 a benign answer with its helpfulness stands further above a refusal than a harmful prompt's refusal above
-    # an answer, so everything was answered by step 10; without the leash the words went to pieces soon after.
+    # At r_a = 1 a benign answer with its helpfulness stands further above a refusal than a harmful prompt's refusal
+    # above an answer: everything was answered by step 10; without the leash the words went to pieces soon after.
     config.reward.r_a = 3.0
     config.algorithm.kl_loss = 0.05
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
     config.algorithm.minibatches = 4
-    # At 2e-4 and 30 steps 20 % of harmful prompts were answered and 38 % of ordinary ones refused, at 4e-4 68 % and 10 %.
+    # At 2e-4 and 30 steps 20 % of harmful prompts were answered and 38 % of ordinary ones refused; at 4e-4 68 and 10 %.
     config.optimizer.learning_rate = 3e-4
     config.optimizer.decay = 0.3
     config.critic.optimizer.learning_rate = 1e-3
