@@ -5,7 +5,7 @@ To run it:
     alphaalign train --config=configs/tiny.py            AlphaAlign
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 282 s with programs compiled before, harmful
+Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 327 s with nothing compiled before, harmful
 prompts answered fall from 100 to 45 %; 14 % of the ordinary benign prompts are refused then, and 49 % of the
 adversarial ones, for which a model that learnt all its English here knows no better; format 96 % before and 98 % after.
 As zero: not run.
