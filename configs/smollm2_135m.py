@@ -7,7 +7,7 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 14 GB. Result: not run to its end yet. README, "The real run", has what an earlier recipe gave on
+Hardware: 2 CPU cores, 24 GB. Result: not run to its end yet. README, "The real run", has what an earlier recipe gave on
 2026-11-22 in 83 minutes, and why it was changed: two more runs with it failed. As zero: not run.
 """
 
