@@ -46,8 +46,8 @@ def get_config(arg=""):
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
     # GRPO gives every group one spread of advantages: what the reward model adds among a benign prompt's answers
-    # is taken from what tells answering from refusing there, and all prompts drift towards refusing. At r_a = 1 it
-    # is 13 % of the push, and a run refused everything by step 20; at 3 it is 4 %.
+    # is taken from what tells answering from refusing there, and all prompts drift towards refusing. By the
+    # rewards of two runs that is 13 % of the push at r_a = 1, where a run refused everything by step 20, and 4 % at 3.
     config.reward.r_a = 3.0
 
     # What one update changes most is how often the policy refuses at all, whatever the prompt; telling prompts apart

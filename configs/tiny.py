@@ -40,7 +40,8 @@ def get_config(arg=""):
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
 
     # At r_a = 1 a benign answer with its helpfulness stands further above a refusal than a harmful prompt's refusal
-    # above an answer: everything was answered by step 10; without the leash the words went to pieces soon after.
+    # above an answer. With that and no KL term everything was answered by step 10, and no greedy response was in format
+    # after step 30; the two were changed together.
     config.reward.r_a = 3.0
     config.algorithm.kl_loss = 0.05
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
