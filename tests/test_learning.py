@@ -93,3 +93,13 @@ def test_the_learning_rate_rises_stays_and_falls():
     np.testing.assert_allclose(rates, [0.5, 1, 1.5, 2, 2, 2, 2, 10 / 6, 8 / 6, 1, 4 / 6, 2 / 6])
     flat = dataclasses.replace(settings, warmup_steps=0, decay=0.0)
     assert {float(optimizer.schedule(flat, 12)(n)) for n in (0, 11, 50)} == {2.0}
+
+
+def test_the_actors_schedule_leaves_out_the_critics_warm_up():
+    """Counted in, the actor's rate would still be high when the run ends."""
+    c = config_lib.defaults()
+    c.model.path, c.steps, c.reward.helpfulness = "none", 6, "off"
+    c.algorithm.critic_warmup, c.algorithm.minibatches, c.algorithm.epochs = 2, 2, 3
+    layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
+    steps = Steps(config_lib.resolve(c), Network(SPEC), Network(SPEC, head="value"), layout)
+    assert steps.updates == {"actor": (6 - 2) * 2 * 3, "critic": 6 * 2 * 3}

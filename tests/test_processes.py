@@ -91,3 +91,11 @@ def test_freed_memory_is_kept():
     }
     # 256 MiB are 65,536 pages, or 128 of those of 2 MiB.
     assert faults["keep"] < 20 < faults["default"], faults
+
+
+def test_a_control_group_limits_memory(tmp_path):
+    """In a container the host's memory is not ours: a run that counts on it is killed."""
+    whole = processes.memory_limit(())
+    for text, limit in (("1048576\n", 1 << 20), ("max\n", whole), (f"{1 << 62}\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        assert processes.memory_limit((str(tmp_path / "missing"), str(tmp_path / "memory.max"))) == limit

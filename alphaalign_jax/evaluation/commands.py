@@ -46,7 +46,7 @@ def generate(args: Any) -> None:
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
     _check_out(args.out)
-    rows, console = read(Source(path=args.data)), rich.console.Console()
+    rows, console = read(Source(path=args.data)), _console()
     findings = audit(rows)
     if not findings.clean:
         console.print(str(findings), markup=False)
@@ -79,7 +79,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
-    with rich.progress.Progress(transient=True) as progress:
+    with rich.progress.Progress(console=_console(), transient=True) as progress:
         task = progress.add_task("prompts", total=len(rows))
         responses = respond(
             engine,
@@ -95,6 +95,11 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             on_batch=lambda n: progress.advance(task, n),
         )
     return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
+
+
+def _console() -> rich.console.Console:
+    """One process shows what all did."""
+    return rich.console.Console(quiet=not processes.first())
 
 
 def judged_whole(response: Response) -> Response:

@@ -82,28 +82,28 @@ def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[s
 
 def comparison(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
     """The before/after table: one row a group of prompts. Both map a group's name to ``Outcome.to_json()``."""
-    return _table({"before": before, "after": after})
+    return _table("before → after", [before, after])
 
 
 def single(outcomes: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
     """The table of one evaluation."""
-    return _table({"": outcomes})
+    return _table("", [outcomes])
 
 
-def _table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> rich.table.Table:
+def _table(times: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> rich.table.Table:
     out = rich.table.Table(title="held-out prompts", title_justify="left")
-    out.add_column("prompts")
+    out.add_column("prompts", overflow="fold")  # on a narrow terminal a name is broken, never cut
     out.add_column("n", justify="right")
     keys = {"harmful answered": "harmful_answered", "benign refused": "benign_refused", "format": "format_rate"}
     for title in keys:
-        for name in columns:
-            out.add_column(f"{title}\n{name}".strip(), justify="right")
-    first = next(iter(columns.values()))
-    for group, shares in first.items():
-        cells = [_percent(outcomes[group][key]) for key in keys.values() for outcomes in columns.values()]
+        out.add_column(f"{title}\n{times}".strip(), justify="right", no_wrap=True)
+    for group, shares in measured[0].items():
+        cells = [_percent([outcomes[group][key] for outcomes in measured]) for key in keys.values()]
         out.add_row(rich.text.Text(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
     return out
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _percent(shares: Sequence[float | None]) -> str:
+    if any(share is None for share in shares):
+        return "-"
+    return " → ".join(f"{100 * share:.1f}" for share in shares) + " %"

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ from jax.experimental import multihost_utils
 
 # Set by whoever starts processes by hand; on TPU pods and under Slurm JAX finds the cluster itself.
 COORDINATOR, COUNT, INDEX = "ALPHAALIGN_COORDINATOR", "ALPHAALIGN_PROCESSES", "ALPHAALIGN_PROCESS"
+
+# Where a control group says what its processes may hold together: versions 2 and 1.
+_CONTROL_GROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def start() -> None:
@@ -68,16 +72,16 @@ def release_freed_memory(above: float = 0.6) -> None:
     block fits, and a run of steps of two shapes once filled 24 GB where 14 were in use. Where what is in use is more
     than that share, every step pays for fresh pages, as it would without either.
     """
-    if memory_used() > above * _memory_limit():
+    if memory_used() > above * memory_limit():
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
-def _memory_limit() -> int:
+def memory_limit(control_group: Sequence[str] = _CONTROL_GROUP) -> int:
     """Bytes this process may hold: the host's memory, or its control group's limit where that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # versions 2 and 1
+    for file in control_group:
         with contextlib.suppress(OSError, ValueError), open(file) as limit:
             limits.append(int(limit.read()))
     return min(limits)
