@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from alphaalign_jax.models.layers import precision_of
 
 _STREAMED = 256 * 1024**2  # bytes of weights passed over in one call: more than a cache holds
+PEAK_SIZE = {"cpu": 2048}  # rows and columns of the square product, by backend
 
 
 def best_seconds(function: Callable[[], Any], *, repeats: int = 5) -> float:
@@ -57,7 +58,7 @@ def gemm_seconds(rows: int, shapes: Sequence[tuple[int, int]], dtype: str, rates
 
 def peak_gemm_rate(dtype: str) -> float:
     """FLOP/s of a square product too large for any cache, on one device."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+    size = PEAK_SIZE.get(jax.default_backend(), 8192)
     return gemm_rate(size, (size, size), dtype, repeats=3)
 
 
