@@ -53,4 +53,4 @@ def test_bench_of_a_small_config(tmp_path, monkeypatch, capsys):
     assert all(phase["seconds"] > 0 for phase in phases.values())
     assert phases["step"]["flops"] == pytest.approx(sum(p["flops"] for p in found["phases"][:-1]))
     assert phases["decode"]["memory_share"] > 0 and phases["update_actor"]["gemm_share"] > 0
-    assert "of its GEMMs" in capsys.readouterr().out
+    assert "update_actor" in capsys.readouterr().out

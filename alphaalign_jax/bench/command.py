@@ -44,7 +44,7 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
             advance(1)
     found = {
         "command": command,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{limits.devices} x {jax.devices()[0].device_kind}",
         "ceilings": limits.to_json(),
         "phases": [limits.judge(phase) for phase in phases],
         "growth": grown,
