@@ -1,4 +1,4 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | convert``. Thin: it reads arguments \
+"""The command line: ``alphaalign train | sft | generate | evaluate | convert | bench``. Thin: it reads arguments \
 and calls the rooms."""
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="source", required=True)
     convert.add_argument("--to", required=True)
     convert.add_argument("--format", required=True, choices=("hf", "orbax"))
+
+    bench = commands.add_parser("bench", help="time the phases of a config's step against this machine's limits")
+    bench.add_argument("--config", required=True)
+    bench.add_argument("--repeats", type=int, default=3, help="timed calls of each phase, after the one that compiles")
+    bench.add_argument("--growth", type=boolean, default=True, help="also time rollouts of smaller sizes")
+    bench.add_argument("--out", default="runs/bench.json")
     return out
 
 
@@ -122,12 +128,22 @@ def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     hf.convert(args.source, args.to, args.format)
 
 
+def _bench(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax import config
+    from alphaalign_jax.bench import command
+
+    processes.keep_freed_memory()
+    settings = config.load(args.config, extra)
+    command.run(settings, repeats=args.repeats, growth=args.growth, out=args.out, command=args.command_line)
+
+
 COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], None]] = {
     "train": _train,
     "sft": _sft,
     "generate": _generate,
     "evaluate": _evaluate,
     "convert": _convert,
+    "bench": _bench,
 }
 
 
@@ -138,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command_line = shlex.join(["alphaalign", *argv])
     try:
         pairs = overrides(extra)
-        if pairs and args.command not in ("train", "sft"):
+        if pairs and args.command not in ("train", "sft", "bench"):
             raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
         _compilation_cache()
         processes.start()

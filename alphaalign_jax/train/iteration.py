@@ -80,11 +80,11 @@ class Iteration:
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
             if self.p.critic is not None:
-                critic, _ = self._updates(critic, self.steps.update_critic, batch, label, step, metrics)
+                critic, _ = self.updates(critic, self.steps.update_critic, batch, label, step, metrics)
         with clock("update_actor"):
             if self.p.critic is None or step >= self.config.algorithm.critic_warmup:
                 update = self.steps.update_actor
-                actor, first = self._updates(actor, update, batch, label, step, metrics, self.sampling)
+                actor, first = self.updates(actor, update, batch, label, step, metrics, self.sampling)
                 if self.config.algorithm.old_logprob == "sampler":
                     # The first mini-batch meets the weights that sampled it: what it sees is the gap, at no cost.
                     metrics.setdefault("rollout/logprob_gap/mean", first["actor/logprob_shift"])
@@ -150,7 +150,7 @@ class Iteration:
         found = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling, policy=policy)
         return jax.block_until_ready(found)
 
-    def _updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
+    def updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
         """All optimizer steps on one batch, epochs of shuffled mini-batches; their mean metrics go into ``metrics``.
 
         Returns the weights and the first mini-batch's own metrics.

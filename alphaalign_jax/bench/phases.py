@@ -1,0 +1,156 @@
+"""The phases of a config's training step, timed one by one on its own prompts, with the programs that ``train`` runs.
+
+Responses are sampled to their full length: nothing stops early, so that a time belongs to a known amount of work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from alphaalign_jax.models import cost
+from alphaalign_jax.models.context import prefill
+from alphaalign_jax.models.cost import Workload
+from alphaalign_jax.rollout.engine import Engine, compiled, place
+from alphaalign_jax.train import assembly
+from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.iteration import Iteration
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One measured phase. ``flops`` and ``bytes`` are what the model asks for (``models.cost``), on all devices."""
+
+    name: str
+    seconds: float  # median of the repeats
+    first_seconds: float  # of the first call, compiling included
+    tokens: float  # that the phase is about: prompt tokens for prefill, response tokens for all others
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    @property
+    def compile_seconds(self) -> float:
+        return max(0.0, self.first_seconds - self.seconds)
+
+
+def timed(name: str, call: Callable[[], Any], repeats: int, **work: float) -> Phase:
+    """``call`` once to compile it, then ``repeats`` times."""
+    found = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - began)
+    return Phase(name, float(np.median(found[1:])), found[0], **work)
+
+
+class Bench:
+    """A config's model and first prompts, with what is needed to time each phase."""
+
+    def __init__(self, prepared: Prepared, repeats: int):
+        p, self.repeats = prepared, repeats
+        endless = Engine(p.actor, p.engine.layout, p.engine.verifiers, (), dtype=p.config.model.rollout_dtype)
+        self.p = dataclasses.replace(p, engine=endless)
+        self.iteration = Iteration(self.p, jax.random.key(p.config.seed))
+        params = assembly.load_params(self.p)
+        self.state = self.iteration.steps.init_state(params, assembly.critic_params(self.p, params))
+
+    def prompts(self, count: int) -> Any:
+        index = np.arange(count) % len(self.p.train)
+        return self.p.train.batch(index, row=np.arange(count))
+
+    def workload(self, count: int, group: int, response: int) -> Workload:
+        prompts = self.prompts(count)
+        return Workload(count, group, len(prompts.prefix), float(np.mean(prompts.length)), response)
+
+    def rollout(self, count: int, group: int, response: int) -> list[Phase]:
+        """Prefill, and decoding: sampling whole responses less the prefill."""
+        engine, prompts, work = self.p.engine, self.prompts(count), self.workload(count, group, response)
+        spec, itemsize = self.p.policy.spec, np.dtype(engine.network.dtype).itemsize
+        params = engine.prepare(self.state.actor)
+        fill = compiled(lambda params, prompts: prefill(engine.network.bind(params), prompts), engine.layout)
+        key, sampling = self.iteration.key, self.iteration.sampling
+        filled = timed(
+            "prefill",
+            lambda: fill(params, place(prompts, engine.layout)),
+            self.repeats,
+            tokens=work.prompt_tokens,
+            flops=cost.prefill_flops(spec, work),
+        )
+        sampled = timed(
+            "decode",
+            lambda: engine.rollout(params, prompts, key, sampling, group=group, slots=response),
+            self.repeats,
+            tokens=work.response_tokens,
+            flops=cost.response_flops(spec, work),
+            bytes=cost.decode_bytes(spec, work, itemsize),
+        )
+        return [filled, dataclasses.replace(sampled, seconds=max(sampled.seconds - filled.seconds, 1e-9))]
+
+    def training(self) -> list[Phase]:
+        """Verdicts, scoring, and the updates of one step, all epochs and mini-batches."""
+        r, a, steps, sampling = (
+            self.p.config.rollout,
+            self.p.config.algorithm,
+            self.iteration.steps,
+            self.iteration.sampling,
+        )
+        prompts, work = self.prompts(r.prompts), self.workload(r.prompts, r.group, r.max_new_tokens)
+        rollout = self.p.engine.rollout(
+            self.p.engine.prepare(self.state.actor),
+            prompts,
+            self.iteration.key,
+            sampling,
+            group=r.group,
+            slots=r.max_new_tokens,
+        )
+        found = [timed("verify", lambda: self.p.engine.judge(rollout), self.repeats, tokens=work.response_tokens)]
+        policy, reference = a.old_logprob == "trainer", self.state.reference is not None
+        prompts, scored = place(prompts, self.p.train_layout), {}
+        if policy or reference or self.p.critic is not None:
+            flops = (policy + reference) * cost.forward_flops(self.p.policy.spec, work)
+            if self.p.critic is not None:
+                flops += cost.forward_flops(self.p.critic.spec, work, head=False)
+            score = lambda: steps.score(self.state, prompts, rollout.tokens, rollout.sampled, sampling, policy=policy)
+            found.append(timed("score", score, self.repeats, tokens=work.response_tokens, flops=flops))
+            scored = score()
+        return found + self._updates(prompts, rollout, scored, work)
+
+    def _updates(self, prompts, rollout, scored: dict, work: Workload) -> list[Phase]:
+        steps, sampling, a = self.iteration.steps, self.iteration.sampling, self.p.config.algorithm
+        verdict = self.p.engine.judge(rollout)
+        unscored = np.zeros(verdict.refusal.shape, np.float32)
+        batch = steps.assemble(self.state, prompts, rollout, verdict, unscored, scored)[0]
+        found = []
+        for name, update, network, extra in (
+            ("critic", steps.update_critic, self.p.critic, ()),
+            ("actor", steps.update_actor, self.p.actor, (sampling,)),
+        ):
+            if network is not None:
+                flops = 3 * a.epochs * cost.forward_flops(network.spec, work, head=network.head == "lm")
+                run = lambda name=name, update=update, extra=extra: self._advance(name, update, batch, extra)
+                found.append(timed(f"update_{name}", run, self.repeats, tokens=work.response_tokens, flops=flops))
+        return found
+
+    def _advance(self, name: str, update: Callable, batch: Any, extra: tuple) -> Any:
+        """The optimizer steps of one network on ``batch``; its new weights."""
+        weights = getattr(self.state, name), getattr(self.state, f"{name}_opt")
+        label = np.asarray(batch.prompts.label)
+        weights, _ = self.iteration.updates(weights, update, batch, label, 0, {}, *extra)
+        self.state = self.state.replace(**{name: weights[0], f"{name}_opt": weights[1]})
+        return weights[0]
+
+    def step(self, parts: list[Phase]) -> Phase:
+        """A whole step as ``train`` makes it, reward model included; its work is that of its ``parts``."""
+
+        def step():
+            self.state, _, _ = self.iteration(self.state, int(self.state.step))
+            return self.state.actor
+
+        r = self.p.config.rollout
+        tokens = float(r.prompts * r.group * r.max_new_tokens)
+        return timed("step", step, self.repeats, tokens=tokens, flops=sum(part.flops for part in parts))
