@@ -11,6 +11,9 @@ import pytest
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.models.context import response_states
 from alphaalign_jax.models.distribution import Sampling, scaled_logits, token_logprobs
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.rewards.verifiers import Verifiers
+from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.sampler import sample
 from alphaalign_jax.types import Finish, Prompts
 
@@ -169,3 +172,38 @@ def test_support_matches_transformers_warpers():
     kept = np.isfinite(wanted)
     assert np.array_equal(kept, ours > -1e20)
     assert np.abs(ours[kept] - wanted[kept]).max() < 1e-5
+
+
+@functools.cache
+def engine(in_flight):
+    layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("tensor"))
+    verifiers = Verifiers.build([bytes([i + 40]) for i in range(V)], STOPS)
+    return Engine(NETWORK, layout, verifiers, STOPS, in_flight=in_flight)
+
+
+@pytest.mark.parametrize("forced", [None, jnp.array([9, STOPS[0]], jnp.int32)])
+def test_dropping_rows_and_growing_the_cache_change_no_sample(forced):
+    """Rows that are moved with another row's keys, prompt or position, or written back in another's place."""
+    sizes = dict(group=16, slots=SLOTS, forced=forced)
+    sampling, key = Sampling.create(1.5), jax.random.key(8)
+    whole = engine(InFlight(cache=0, fewest_rows=0)).rollout(params(), prompts(), key, sampling, **sizes)
+    staged = engine(InFlight(cache=3, fewest_rows=4))
+    few = staged.rollout(params(), prompts(), key, sampling, **sizes)
+    assert staged._drop._cache_size() >= 2 and staged._grow._cache_size() >= 2, "nothing changed, nothing is shown"
+    assert 0.1 < (np.asarray(whole.finish) == Finish.STOP).mean() < 0.99
+    for name in ("tokens", "length", "finish", "sampled"):
+        assert np.array_equal(getattr(whole, name), getattr(few, name)), name
+    np.testing.assert_allclose(whole.logprob, few.logprob, atol=1e-5)
+
+
+def test_a_limit_ends_its_own_row():
+    limit = np.random.default_rng(0).integers(1, SLOTS + 1, (4, GROUP)).astype(np.int32)
+    sizes = dict(group=GROUP, slots=SLOTS)
+    run = lambda **options: engine(InFlight(cache=3, fewest_rows=2)).rollout(
+        params(), prompts(), jax.random.key(9), Sampling.create(), **sizes, **options
+    )
+    free, limited = run(), run(limit=limit)
+    assert np.array_equal(limited.length, np.minimum(free.length, limit))
+    assert np.array_equal(limited.tokens, np.where(np.arange(SLOTS) < limit[..., None], free.tokens, 0))
+    ended = np.asarray(free.length) > limit
+    assert ended.any() and (np.asarray(limited.finish)[ended] == Finish.LENGTH).all()

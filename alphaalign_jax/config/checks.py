@@ -27,6 +27,7 @@ _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollou
     warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
     reward.std_floor algorithm.std_floor""".split()
 _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples warmup.micro_batch rollout.top_k
+    rollout.cache rollout.fewest_rows
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef

@@ -79,6 +79,8 @@ class Rollout:
     temperature: float = 1.0
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # 1 is off
+    cache: int = 128  # response slots of the sampler's first key/value cache, which doubles when full; 0: all at once
+    fewest_rows: int = 8  # rows that are done are dropped at each half, down to so many; 0: never
     bucket: int = 32  # response slots of the trainer are a multiple of it
     max_logprob_gap: float = 0.05  # nats, mean: a run whose trainer and sampler differ by more at its start is stopped
 

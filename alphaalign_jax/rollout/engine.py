@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +14,33 @@ from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout
 from alphaalign_jax.rewards.verifiers import Verdict, Verifiers
-from alphaalign_jax.rollout.sampler import sample
+from alphaalign_jax.rollout import sampler
 from alphaalign_jax.types import Array, Prompts, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class InFlight:
+    """How a batch is decoded whose responses differ in length.
+
+    The key/value cache starts small and doubles when it is full, so that early tokens do not attend over slots that are
+    empty yet. Rows that are done are dropped once half of them are, and again at each half of what is left, so that the
+    longest responses are not decoded at the price of all. Both give few shapes: one program each.
+    """
+
+    cache: int = 128  # response slots of the first cache; 0: all that a response may have
+    fewest_rows: int = 8  # a batch is not made smaller than this; 0: rows are never dropped
+
+    def capacity(self, filled: int, slots: int) -> int:
+        """Cache slots once ``filled`` are."""
+        size = self.cache or slots
+        while size <= filled:
+            size *= 2
+        return min(size, slots)
+
+    def fewer(self, rows: int, shards: int) -> int:
+        """Rows of the next smaller batch over ``shards`` devices; 0: there is none."""
+        half = -(-rows // (2 * shards)) * shards
+        return half if self.fewest_rows and self.fewest_rows <= half < rows else 0
 
 
 def compiled(function: Callable, layout: Layout, **jit_options) -> Callable:
@@ -54,8 +78,10 @@ class Engine:
         stop_ids: tuple[int, ...],
         *,
         dtype: str = "float32",
+        in_flight: InFlight = InFlight(),
     ):
         """``network``: the policy's; it is run in ``dtype`` (weights too) and without remat."""
+        self.in_flight = in_flight
         self.network = dataclasses.replace(network, dtype=dtype, remat="none")
         self.layout, self.stop_ids = layout, stop_ids
         self.verifiers = jax.device_put(verifiers, layout.replicated)
@@ -63,22 +89,23 @@ class Engine:
         cast = functools.partial(jax.tree.map, lambda x: x.astype(dtype))
         # Cast on the way: half the bytes move where the rollout runs in bfloat16.
         self.prepare: Callable[[Params], Params] = jax.jit(cast, out_shardings=shardings)
-        self._sample = compiled(self._sample_fn, layout, static_argnames=("group", "slots"))
+        bind = self.network.bind
+        self._start = compiled(
+            lambda params, *args, **sizes: sampler.start(bind(params), *args, **sizes),
+            layout,
+            static_argnames=("group", "slots", "capacity"),
+        )
+        self._decode = compiled(
+            lambda params, state, sampling, forced, leave_at: sampler.decode(
+                bind(params), state, sampling, stop_ids=stop_ids, forced=forced, leave_at=leave_at
+            ),
+            layout,
+            donate_argnums=1,
+        )
+        self._grow = compiled(sampler.grow, layout, static_argnames="capacity")
+        self._drop = compiled(sampler.drop, layout, static_argnames="rows")
+        self._finish = compiled(sampler.finish, layout)
         self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout)
-
-    def _sample_fn(
-        self,
-        params: Params,
-        prompts: Prompts,
-        key: Any,
-        sampling: Sampling,
-        forced: Array | None,
-        *,
-        group: int,
-        slots: int,
-    ):
-        model = self.network.bind(params)
-        return sample(model, prompts, key, sampling, group=group, slots=slots, stop_ids=self.stop_ids, forced=forced)
 
     def rollout(
         self,
@@ -90,9 +117,25 @@ class Engine:
         group: int,
         slots: int,
         forced: Array | None = None,
+        limit: Array | None = None,
     ) -> Rollout:
-        """``group`` responses of at most ``slots`` tokens for each prompt; ``params`` from ``prepare``."""
-        return self._sample(params, place(prompts, self.layout), key, sampling, forced, group=group, slots=slots)
+        """``group`` responses of at most ``slots`` tokens for each prompt; ``params`` from ``prepare``.
+
+        ``limit`` int32 [B, G]: the most tokens of each response, where that is less. The host looks at the rows only
+        when the cache is full or half of them are done.
+        """
+        fewer = lambda rows: self.in_flight.fewer(rows, self.layout.size("batch"))
+        sizes = dict(group=group, slots=slots, capacity=self.in_flight.capacity(0, slots))
+        state = self._start(params, place(prompts, self.layout), key, limit=limit, **sizes)
+        while True:
+            state = self._decode(params, state, sampling, forced, fewer(state.rows))
+            left, filled = map(int, jax.device_get((state.left, state.t)))
+            if not left or filled == slots:
+                return self._finish(state.drawn, state.origin, state.batch, forced)
+            while left <= fewer(state.rows):
+                state = self._drop(state, rows=fewer(state.rows))
+            if filled == state.capacity:
+                state = self._grow(state, capacity=self.in_flight.capacity(filled, slots))
 
     def judge(self, rollout: Rollout) -> Verdict:
         return self._judge(self.verifiers, rollout.tokens, rollout.length, rollout.finish)

@@ -12,7 +12,7 @@ from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout
 from alphaalign_jax.rewards.token_bytes import token_bytes
 from alphaalign_jax.rewards.verifiers import Verifiers
-from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.rollout.engine import Engine, InFlight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,5 +57,5 @@ class Policy:
             generation_config=hf.load_generation_config(self.path),
         )
 
-    def engine(self, layout: Layout, dtype: str) -> Engine:
-        return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, dtype=dtype)
+    def engine(self, layout: Layout, dtype: str, in_flight: InFlight = InFlight()) -> Engine:
+        return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, dtype=dtype, in_flight=in_flight)

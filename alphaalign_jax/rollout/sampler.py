@@ -1,7 +1,11 @@
-"""Sampling G responses for each prompt: prefill once, then one compiled decode loop.
+"""Sampling G responses for each prompt: prefill once, then compiled decode loops over the rows that still run.
+
+Pure functions that callers trace: ``start`` prefills, ``decode`` draws tokens until the key/value cache is full or few
+enough rows are left, ``grow`` makes the cache longer, ``drop`` makes the grid of rows smaller, ``finish`` puts together
+what was drawn. ``sample`` is the plain path: one loop over all rows at full length.
 
 The key of every draw folds in (row, rollout, position), so a row's sample depends neither on its neighbours in the
-batch nor on the mesh, and two steps never share noise.
+batch, nor on the mesh, nor on when rows were dropped, and two steps never share noise.
 """
 
 from __future__ import annotations
@@ -20,15 +24,40 @@ from alphaalign_jax.types import Array, Finish, Prompts, Rollout
 
 
 @flax.struct.dataclass
-class _Loop:
-    t: Array  # int32 []
-    hidden: Array  # compute dtype [B, G, D], predicts token t
-    k: Array  # compute dtype [L, B, G, T, K, C]
-    v: Array
+class Drawn:
+    """What was drawn for a grid of rows."""
+
     tokens: Array  # int32 [B, G, T]
     logprob: Array  # float32 [B, G, T]
-    done: Array  # bool [B, G]
     length: Array  # int32 [B, G]
+    stopped: Array  # bool [B, G], by a stop id
+
+
+@flax.struct.dataclass
+class Decoding:
+    """Rows in flight: at first the grid [B, G]; after a ``drop`` to R rows a grid [R, 1], each with a copy of its
+    prompt's keys, because rollouts that are left have few others of their prompt beside them."""
+
+    t: Array  # int32 [], slots drawn so far
+    hidden: Array  # compute dtype [B, G, D], predicts token t
+    context: Context
+    k: Array  # compute dtype [L, B, G, U, K, C], U slots of cache
+    v: Array
+    keys: Array  # keys [B, G]
+    limit: Array  # int32 [B, G], the row's last slot + 1
+    done: Array  # bool [B, G]
+    left: Array  # int32 [], rows that still run
+    drawn: Drawn  # of this grid
+    origin: Array | None  # int32 [R], the rows of the batch that this grid holds; None: all of them, in order
+    batch: Drawn | None  # of the whole batch, as it was when rows were last dropped
+
+    @property
+    def rows(self) -> int:
+        return self.done.size
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[3]
 
 
 def sample(
@@ -47,42 +76,153 @@ def sample(
     ``forced`` int32 [F] (F < slots): every response starts with it; those positions are not ``sampled``. A response
     ends with the first sampled stop id, which belongs to it. The loop stops when every row has.
     """
+    state = start(model, prompts, key, group=group, slots=slots, capacity=slots)
+    state = decode(model, state, sampling, stop_ids=stop_ids, forced=forced)
+    return finish(state.drawn, state.origin, state.batch, forced)
+
+
+def start(
+    model: Transformer,
+    prompts: Prompts,
+    key: jax.Array,
+    *,
+    group: int,
+    slots: int,
+    capacity: int,
+    limit: Array | None = None,
+) -> Decoding:
+    """Prefills. ``capacity``: slots of the first cache. ``limit`` int32 [B, G]: rows end there at the latest."""
+    context = prefill(model, prompts)
+    spec, b = model.spec, prompts.batch
+    cache = jnp.zeros((spec.num_layers, b, group, capacity, spec.num_kv_heads, spec.head_dim), model.dtype)
+    cache = _laid_out(cache)
+    return Decoding(
+        t=jnp.int32(0),
+        hidden=jnp.broadcast_to(context.last_hidden, (b, group, spec.hidden_size)),
+        context=context,
+        k=cache,
+        v=cache,
+        keys=_row_keys(key, prompts.row, group),
+        limit=jnp.full((b, group), slots, jnp.int32) if limit is None else jnp.minimum(limit, slots),
+        done=jnp.zeros((b, group), bool),
+        drawn=Drawn(
+            tokens=jnp.zeros((b, group, slots), jnp.int32),
+            logprob=jnp.zeros((b, group, slots), jnp.float32),
+            length=jnp.zeros((b, group), jnp.int32),
+            stopped=jnp.zeros((b, group), bool),
+        ),
+        left=jnp.int32(b * group),
+        origin=None,
+        batch=None,
+    )
+
+
+def decode(
+    model: Transformer,
+    state: Decoding,
+    sampling: Sampling,
+    *,
+    stop_ids: Sequence[int],
+    forced: Array | None = None,
+    leave_at: Array | int = 0,
+) -> Decoding:
+    """Draws until the cache is full or at most ``leave_at`` rows are left."""
     forced = jnp.zeros((0,), jnp.int32) if forced is None else jnp.asarray(forced, jnp.int32)
+    slots = state.drawn.tokens.shape[-1]
     if forced.shape[0] >= slots:
         raise ValueError(f"forced response prefix of {forced.shape[0]} tokens leaves none of {slots} slots to sample")
-    context = prefill(model, prompts)
-    row_keys = _row_keys(key, prompts.row, group)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
-    def decode(state: _Loop) -> _Loop:
+    def one(state: Decoding) -> Decoding:
+        t, drawn = state.t, state.drawn
         scaled = scaled_logits(model.logits(state.hidden), sampling)
-        token = _force(_draw(scaled, row_keys, state.t, sampling), forced, state.t)
-        alive = ~state.done
+        token = _force(_draw(scaled, state.keys, t, sampling), forced, t)
+        alive, is_forced = ~state.done, t < forced.shape[0]
         chosen, _ = chosen_logprob(scaled, token)
-        is_forced = state.t < forced.shape[0]
         stopped = alive & ~is_forced & (token[..., None] == stops).any(-1)
-        put = lambda buffer, value: jax.lax.dynamic_update_index_in_dim(buffer, value, state.t, axis=2)
-        hidden, k, v = _advance(model, context, state, token)
-        return _Loop(
-            t=state.t + 1,
+        done = state.done | stopped | (t + 1 >= state.limit)
+        put = lambda buffer, value: jax.lax.dynamic_update_index_in_dim(buffer, value, t, axis=2)
+        hidden, k, v = _advance(model, state, token)
+        return state.replace(
+            t=t + 1,
             hidden=hidden,
             k=k,
             v=v,
-            tokens=put(state.tokens, jnp.where(alive, token, 0)),
-            logprob=put(state.logprob, jnp.where(alive & ~is_forced, chosen, 0.0)),
-            done=state.done | stopped,
-            length=state.length + alive,
+            done=done,
+            left=jnp.sum(~done, dtype=jnp.int32),
+            drawn=Drawn(
+                tokens=put(drawn.tokens, jnp.where(alive, token, 0)),
+                logprob=put(drawn.logprob, jnp.where(alive & ~is_forced, chosen, 0.0)),
+                length=drawn.length + alive,
+                stopped=drawn.stopped | stopped,
+            ),
         )
 
-    state = _start(model, context, group, slots)
-    state = jax.lax.while_loop(lambda s: (s.t < slots) & ~s.done.all(), decode, state)
-    position = jnp.arange(slots)
+    going = lambda s: (s.t < s.capacity) & (s.left > leave_at)
+    return jax.lax.while_loop(going, one, state)
+
+
+def grow(state: Decoding, *, capacity: int) -> Decoding:
+    """The same rows with a cache of ``capacity`` slots."""
+    more = capacity - state.capacity
+    longer = lambda x: _laid_out(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0), (0, 0))))
+    return state.replace(k=longer(state.k), v=longer(state.v))
+
+
+def _laid_out(cache: Array) -> Array:
+    return constrain(cache, "layers", "batch", "rollout", "length", "kv_heads", "head_dim")
+
+
+def drop(state: Decoding, *, rows: int) -> Decoding:
+    """``rows`` of the rows, those that still run first: the caller has seen that no more than so many do."""
+    group = state.done.shape[1]
+    kept = jnp.argsort(state.done.ravel(), stable=True)[:rows]  # int32 [R]; what fills up is done and stays as it is
+    row = lambda x: x.reshape(-1, *x.shape[2:])[kept][:, None]
+    layered = lambda x, index: jnp.take(x, index, axis=1)
+    cache = lambda x: layered(x.reshape(x.shape[0], -1, *x.shape[3:]), kept)[:, :, None]
+
+    def segment(s: Segment) -> Segment:
+        if s.k.ndim == 4:  # the template prefix is everyone's
+            return s
+        return Segment(layered(s.k, kept // group), layered(s.v, kept // group), s.mask[kept // group])
+
+    context = state.context.replace(
+        segments=tuple(map(segment, state.context.segments)),
+        last_hidden=state.context.last_hidden[kept // group],
+        start=state.context.start[kept // group],
+    )
+    return state.replace(
+        hidden=row(state.hidden),
+        context=context,
+        k=_laid_out(cache(state.k)),
+        v=_laid_out(cache(state.v)),
+        keys=row(state.keys),
+        limit=row(state.limit),
+        done=row(state.done),
+        drawn=jax.tree.map(row, state.drawn),
+        origin=kept if state.origin is None else state.origin[kept],
+        batch=_whole(state.drawn, state.origin, state.batch),
+    )
+
+
+def _whole(drawn: Drawn, origin: Array | None, batch: Drawn | None) -> Drawn:
+    """What was drawn for the whole batch so far."""
+    if origin is None:
+        return drawn
+    put = lambda whole, rows: whole.reshape(-1, *whole.shape[2:]).at[origin].set(rows[:, 0]).reshape(whole.shape)
+    return jax.tree.map(put, batch, drawn)
+
+
+def finish(drawn: Drawn, origin: Array | None, batch: Drawn | None, forced: Array | None = None) -> Rollout:
+    """The rollout of a ``Decoding`` in which no row runs any more, from its fields."""
+    drawn, skipped = _whole(drawn, origin, batch), 0 if forced is None else len(forced)
+    position = jnp.arange(drawn.tokens.shape[-1])
     return Rollout(
-        tokens=state.tokens,
-        length=state.length,
-        finish=jnp.where(state.done, int(Finish.STOP), int(Finish.LENGTH)).astype(jnp.int32),
-        sampled=(position < state.length[..., None]) & (position >= forced.shape[0]),
-        logprob=state.logprob,
+        tokens=drawn.tokens,
+        length=drawn.length,
+        finish=jnp.where(drawn.stopped, int(Finish.STOP), int(Finish.LENGTH)).astype(jnp.int32),
+        sampled=(position < drawn.length[..., None]) & (position >= skipped),
+        logprob=drawn.logprob,
     )
 
 
@@ -105,27 +245,10 @@ def _force(token: Array, forced: Array, t: Array) -> Array:
     return jnp.where(t < forced.shape[0], forced[jnp.minimum(t, forced.shape[0] - 1)], token)
 
 
-def _start(model: Transformer, context: Context, group: int, slots: int) -> _Loop:
-    spec, b = model.spec, context.last_hidden.shape[0]
-    cache = jnp.zeros((spec.num_layers, b, group, slots, spec.num_kv_heads, spec.head_dim), model.dtype)
-    cache = constrain(cache, "layers", "batch", "rollout", "length", "kv_heads", "head_dim")
-    return _Loop(
-        t=jnp.int32(0),
-        hidden=jnp.broadcast_to(context.last_hidden, (b, group, spec.hidden_size)),
-        k=cache,
-        v=cache,
-        tokens=jnp.zeros((b, group, slots), jnp.int32),
-        logprob=jnp.zeros((b, group, slots), jnp.float32),
-        done=jnp.zeros((b, group), bool),
-        length=jnp.zeros((b, group), jnp.int32),
-    )
-
-
-def _advance(model: Transformer, context: Context, state: _Loop, token: Array) -> tuple[Array, Array, Array]:
+def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, Array, Array]:
     """Runs token t through the model; returns the state that predicts t + 1 and the cache with slot t written."""
-    slots = state.tokens.shape[-1]
-    past = Segment(state.k, state.v, (jnp.arange(slots) < state.t)[None, None, None])
-    positions = jnp.broadcast_to((context.start + state.t)[..., None], (*token.shape, 1))
-    hidden, (k, v) = model.extend(token[..., None], positions, (*context.segments, past))
+    past = Segment(state.k, state.v, (jnp.arange(state.capacity) < state.t)[None, None, None])
+    positions = jnp.broadcast_to((state.context.start + state.t)[..., None], (*token.shape, 1))
+    hidden, (k, v) = model.extend(token[..., None], positions, (*state.context.segments, past))
     write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=3)
     return hidden[:, :, 0], write(state.k, k), write(state.v, v)

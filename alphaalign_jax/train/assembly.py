@@ -25,7 +25,7 @@ from alphaalign_jax.rewards import reward_model
 from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.template import render
-from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses
@@ -150,7 +150,8 @@ def prepare(config: Config) -> Prepared:
     actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     _check_length(config, policy.spec, sets)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
-    engine = policy.engine(rollout_layout, config.model.rollout_dtype)
+    in_flight = InFlight(config.rollout.cache, config.rollout.fewest_rows)
+    engine = policy.engine(rollout_layout, config.model.rollout_dtype, in_flight)
     rollout_layout.check("rollout.prompts", (config.rollout.prompts,), ("batch",))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
     if config.warmup.epochs:
