@@ -28,7 +28,7 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
     display, r = Display(), config.rollout
     bench = Bench(assembly.prepare(config), repeats)
     shapes = _growth(r.prompts, r.group, r.max_new_tokens) if growth else []
-    with display.bar("bench", 4 + len(shapes)) as advance:
+    with display.bar("bench", 5 + len(shapes)) as advance:
         limits = Ceilings(bench)
         advance(1)
         parts = bench.rollout(r.prompts, r.group, r.max_new_tokens)
@@ -36,6 +36,8 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         parts += bench.training()
         advance(1)
         phases = [*parts, bench.step(parts)]
+        advance(1)
+        skew = bench.skewed(r.prompts, r.group, r.max_new_tokens)
         advance(1)
         grown = []
         for count, group, response in shapes:
@@ -47,6 +49,7 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         "device": f"{limits.devices} x {jax.devices()[0].device_kind}",
         "ceilings": limits.to_json(),
         "phases": [limits.judge(phase) for phase in phases],
+        "skewed": skew,
         "growth": grown,
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
@@ -57,6 +60,10 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
     target.write_text(json.dumps(found, indent=2) + "\n")
     for table in tables(found):
         display.say(table)
+    display.say(
+        f"where 9 responses in 10 end after an eighth of {r.max_new_tokens} tokens: "
+        f"{skew['dropped_tokens_per_second']:.0f} tokens/s, {skew['ratio']:.2f} times those of one static batch"
+    )
     display.say(f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {target}")
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 from alphaalign_jax.models import cost
 from alphaalign_jax.models.context import prefill
 from alphaalign_jax.models.cost import Workload
-from alphaalign_jax.rollout.engine import Engine, compiled, place
+from alphaalign_jax.rollout.engine import Engine, InFlight, compiled, place
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.iteration import Iteration
@@ -53,7 +53,11 @@ class Bench:
 
     def __init__(self, prepared: Prepared, repeats: int):
         p, self.repeats = prepared, repeats
-        endless = Engine(p.actor, p.engine.layout, p.engine.verifiers, (), dtype=p.config.model.rollout_dtype)
+        dtype = p.config.model.rollout_dtype
+        engine = lambda in_flight: Engine(
+            p.actor, p.engine.layout, p.engine.verifiers, (), dtype=dtype, in_flight=in_flight
+        )
+        endless, self.static = engine(p.engine.in_flight), engine(InFlight(cache=0, fewest_rows=0))
         self.p = dataclasses.replace(p, engine=endless)
         self.iteration = Iteration(self.p, jax.random.key(p.config.seed))
         params = assembly.load_params(self.p)
@@ -90,6 +94,26 @@ class Bench:
             bytes=cost.decode_bytes(spec, work, itemsize),
         )
         return [filled, dataclasses.replace(sampled, seconds=max(sampled.seconds - filled.seconds, 1e-9))]
+
+    def skewed(self, count: int, group: int, response: int) -> dict[str, float]:
+        """Tokens a second where nine responses in ten end after an eighth of the slots; and the same with no row
+        dropped and the whole cache from the start, called in turns, so that a drift of the machine meets both."""
+        prompts, key, sampling = self.prompts(count), self.iteration.key, self.iteration.sampling
+        limit = np.full(count * group, max(1, response // 8), np.int32)
+        limit[::10] = response
+        limit = np.random.default_rng(0).permutation(limit).reshape(count, group)
+        seconds: dict[str, list[float]] = {"dropped": [], "static": []}
+        for _ in range(self.repeats + 1):
+            for name, engine in (("dropped", self.p.engine), ("static", self.static)):
+                params = engine.prepare(self.state.actor)
+                began = time.perf_counter()
+                run = engine.rollout(params, prompts, key, sampling, group=group, slots=response, limit=limit)
+                jax.block_until_ready(run)
+                seconds[name].append(time.perf_counter() - began)
+        rate = {name: float(limit.sum() / np.median(found[1:])) for name, found in seconds.items()}
+        return {f"{name}_tokens_per_second": value for name, value in rate.items()} | {
+            "ratio": float(np.median(np.divide(seconds["static"][1:], seconds["dropped"][1:])))
+        }
 
     def training(self) -> list[Phase]:
         """Verdicts, scoring, and the updates of one step, all epochs and mini-batches."""
