@@ -14,7 +14,7 @@ from alphaalign_jax.models.distribution import Sampling, scaled_logits, token_lo
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.verifiers import Verifiers
 from alphaalign_jax.rollout.engine import Engine, InFlight
-from alphaalign_jax.rollout.sampler import sample
+from alphaalign_jax.rollout.sampler import _inverse_cdf, sample
 from alphaalign_jax.types import Finish, Prompts
 
 V, GROUP, SLOTS, STOPS = 61, 3, 12, (5, 6)
@@ -111,6 +111,21 @@ def test_frequencies_follow_the_recorded_distribution():
     assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(0.25 / 4000)
 
 
+def test_the_inverse_of_the_distribution():
+    """Against NumPy's in float64, over more blocks than one, with tokens outside the support and at both ends."""
+    rng = np.random.default_rng(4)
+    logits = (3 * rng.standard_normal((2, 3, 1000))).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.5] = -1e30
+    logits[..., :300], logits[..., 900:] = -1e30, -1e30
+    weight = np.where(logits > -1e29, np.exp(logits.astype(np.float64)), 0)
+    edges = np.cumsum(weight, -1) / weight.sum(-1, keepdims=True)
+    draw = jax.jit(_inverse_cdf)
+    for uniform in (0.0, *np.linspace(0.01, 0.99, 23), 1 - 2**-24):
+        token = np.asarray(draw(logits, np.full((2, 3), uniform, np.float32)))[..., None]
+        upper, share = (np.take_along_axis(x, token, -1) for x in (edges, weight / weight.sum(-1, keepdims=True)))
+        assert (share > 0).all() and (upper > uniform - 1e-5).all() and (upper - share < uniform + 1e-5).all()
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     """Keys fold in the row's number: row 12 draws the same alone, in another place, or in another batch."""
     everything = draw(params(), prompts(), jax.random.key(4), Sampling.create())
@@ -184,16 +199,17 @@ def engine(in_flight):
 @pytest.mark.parametrize("forced", [None, jnp.array([9, STOPS[0]], jnp.int32)])
 def test_dropping_rows_and_growing_the_cache_change_no_sample(forced):
     """Rows that are moved with another row's keys, prompt or position, or written back in another's place."""
-    sizes = dict(group=16, slots=SLOTS, forced=forced)
+    limit = np.ceil(SLOTS * np.random.default_rng(3).random((4, 16)) ** 2).astype(np.int32)
+    sizes = dict(group=16, slots=SLOTS, forced=forced, limit=limit)
     sampling, key = Sampling.create(1.5), jax.random.key(8)
     whole = engine(InFlight(cache=0, fewest_rows=0)).rollout(params(), prompts(), key, sampling, **sizes)
     staged = engine(InFlight(cache=3, fewest_rows=4))
     few = staged.rollout(params(), prompts(), key, sampling, **sizes)
     assert staged._drop._cache_size() >= 2 and staged._grow._cache_size() >= 2, "nothing changed, nothing is shown"
-    assert 0.1 < (np.asarray(whole.finish) == Finish.STOP).mean() < 0.99
+    assert 0.05 < (np.asarray(whole.finish) == Finish.STOP).mean() < 0.95
     for name in ("tokens", "length", "finish", "sampled"):
         assert np.array_equal(getattr(whole, name), getattr(few, name)), name
-    np.testing.assert_allclose(whole.logprob, few.logprob, atol=1e-5)
+    np.testing.assert_allclose(whole.logprob, few.logprob, atol=1e-4)
 
 
 def test_a_limit_ends_its_own_row():
