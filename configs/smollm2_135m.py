@@ -7,8 +7,10 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 24 GB. Result: not run to its end yet. README, "The real run", has what an earlier recipe gave on
-2026-11-22 in 83 minutes, and why it was changed: two more runs with it failed. As zero: not run.
+Hardware: 2 CPU cores, 24 GB. Result on 2026-11-22, with HarmBench and Self-Instruct among the training prompts, in 76
+minutes: of prompts not trained on, harmful ones answered from 93 to 9 % (demo set) and from 91 to 13 %
+(SimpleSafetyTests), ordinary benign ones refused 3.8 % (demo set) and 7.0 % (GSM8K), all in format. README, "The real
+run". As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
