@@ -14,7 +14,7 @@ from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, constrain, rule_table, to_host
 from alphaalign_jax.rewards.verifiers import Verifiers
-from alphaalign_jax.rollout.engine import Engine, place
+from alphaalign_jax.rollout.engine import Engine, InFlight, place
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import Prompts
 
@@ -59,7 +59,9 @@ def one_step(name):
     actor, critic = Network(SPEC, remat="full"), Network(SPEC, head="value", remat="full")
     steps = Steps(c, actor, critic, train)
     table = [bytes([i + 40]) for i in range(VOCAB)]
-    engine = Engine(actor, rollout_layout, Verifiers.build(table, [STOP]), (STOP,))
+    engine = Engine(
+        actor, rollout_layout, Verifiers.build(table, [STOP]), (STOP,), in_flight=InFlight(cache=2, fewest_rows=1)
+    )
     init = lambda network: jax.tree.map(lambda x: 4 * x, network.init(jax.random.key(0)))
     put = lambda network: jax.device_put(init(network), train.tree_shardings(network.axes))
     state = steps.init_state(put(actor), put(critic))
@@ -72,7 +74,9 @@ def one_step(name):
         row=np.arange(B, dtype=np.int32),
     )
     sampling = Sampling.create()
-    rollout = engine.rollout(engine.prepare(state.actor), prompts, jax.random.key(1), sampling, group=G, slots=T)
+    # Rows that end early, so that rows are dropped and the cache grows on the mesh too.
+    sizes = dict(group=G, slots=T, limit=np.random.default_rng(1).integers(1, T + 1, (B, G)).astype(np.int32))
+    rollout = engine.rollout(engine.prepare(state.actor), prompts, jax.random.key(1), sampling, **sizes)
     verdict = engine.judge(rollout)
     # Random verdicts: made-up tokens never pass the verifiers, and equal rewards would train nothing.
     flip = rng.integers(0, 2, (B, G)).astype(bool)
@@ -95,6 +99,9 @@ def test_a_step_is_the_same_on_every_mesh(name):
     many, metrics, _ = one_step(name)
     assert np.array_equal(alone["tokens"], many["tokens"])
     for key, value in metrics_alone.items():
+        if key.startswith("rollout/logprob_gap"):  # rounding and nothing else, on either side
+            assert max(metrics[key], value) < 1e-4
+            continue
         np.testing.assert_allclose(metrics[key], value, rtol=2e-4, atol=2e-5, err_msg=key)
     for part in ("weights", "critic"):
         for a, b in zip(jax.tree.leaves(alone[part]), jax.tree.leaves(many[part]), strict=True):

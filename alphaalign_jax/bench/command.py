@@ -146,7 +146,7 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table]:
     title = f"{found['device']}: {peaks}, {limits['memory_bytes_per_second'] / 1024**3:.1f} GiB/s read"
     phases = rich.table.Table(title=title, title_justify="left")
     for name in ("phase", "compile s", "s", "tokens/s", "GFLOP/s", "MFU", "of its GEMMs", "of memory"):
-        phases.add_column(name, justify="left" if name == "phase" else "right")
+        phases.add_column(name, justify="left" if name == "phase" else "right", no_wrap=name == "phase")
     for phase in found["phases"]:
         phases.add_row(
             phase["phase"],
