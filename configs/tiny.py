@@ -33,6 +33,7 @@ def get_config(arg=""):
     config.rollout.prompts = 32
     config.rollout.group = 8
     config.rollout.max_new_tokens = 56  # the warm-up's responses have 31 to 53
+    config.rollout.cache = 56  # at once: a second size of cache is a second program
     config.rollout.bucket = 56  # one shape: compiling takes longer than the padding costs
 
     config.reward.helpfulness = "off" if arg else "normalised"
