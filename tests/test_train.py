@@ -2,6 +2,7 @@
 the commands that read it."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import subprocess
@@ -9,10 +10,11 @@ import sys
 
 import numpy as np
 import pytest
+import rich.console
 
 from alphaalign_jax import config
 from alphaalign_jax.cli import main
-from alphaalign_jax.evaluation import commands
+from alphaalign_jax.evaluation import commands, outcome
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.iteration import check_gap
@@ -98,7 +100,7 @@ def test_torch_stays_out(finished):
     code = f"""
 import sys
 from alphaalign_jax import hf
-from alphaalign_jax.evaluation import commands
+from alphaalign_jax.evaluation import commands, outcome
 from alphaalign_jax.train import finetune, loop
 hf.load_tokenizer({str(finished / "export")!r})
 hf.load_config({str(finished / "export")!r})
@@ -252,6 +254,15 @@ def test_a_quoted_prompt_is_no_markup(capsys):
     """A duplicated prompt with [/INST] in it ended the run at its first line; [train] was not shown."""
     Display().say("prompt '[/INST] hub[train]' stands twice")
     assert "[/INST] hub[train]" in capsys.readouterr().out
+
+
+def test_a_narrow_table_cuts_no_name():
+    """Two sources that differ in their last word would look the same."""
+    shares = outcome.count([], []).to_json()
+    name, out = "a_source_of_prompts, adversarial_benign", io.StringIO()
+    rich.console.Console(file=out, width=80).print(outcome.comparison({name: shares}, {name: shares}))
+    first = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(first).replace(" ", "") == name.replace(" ", "")
 
 
 def test_ratios_of_the_mix_come_from_the_settings():
