@@ -14,11 +14,12 @@ import rich.console
 
 from alphaalign_jax import config
 from alphaalign_jax.cli import main
+from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import commands, outcome
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.iteration import check_gap
-from alphaalign_jax.train.records import Display, Records
+from alphaalign_jax.train.records import Records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPTS = [
@@ -91,6 +92,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert names <= steps[0].keys()
     assert steps[0]["rollout/logprob_gap/max"] < 1e-3, "sampler and trainer disagree"
     assert all(step["rollout/logprob_gap/mean"] < 1e-4 for step in steps), "the gap is a metric of every step"
+    # The first step compiles; the second scores without the policy's pass, which is a program of its own.
+    assert steps[0]["perf/compiles"] > 0 and steps[2]["perf/compiles"] == 0, "a step compiles anew"
     samples = [s for s in lines(finished / "samples.jsonl") if s["phase"] == "train"]
     assert {"prompt", "label", "response", "format", "refusal", "reward"} <= samples[0].keys()
 

@@ -15,10 +15,11 @@ import rich.table
 from alphaalign_jax.bench import ceilings
 from alphaalign_jax.bench.phases import Bench, Phase
 from alphaalign_jax.config import Config
+from alphaalign_jax.display import Display
 from alphaalign_jax.models.cost import layer_gemms
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.train import assembly
-from alphaalign_jax.train.records import Display, versions
+from alphaalign_jax.train.records import versions
 
 
 def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = "") -> dict[str, Any]:

@@ -16,7 +16,8 @@ import numpy as np
 from alphaalign_jax.models import cost
 from alphaalign_jax.models.context import prefill
 from alphaalign_jax.models.cost import Workload
-from alphaalign_jax.rollout.engine import Engine, InFlight, compiled, place
+from alphaalign_jax.parallel import compiled
+from alphaalign_jax.rollout.engine import Engine, InFlight, place
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.iteration import Iteration

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
 
 from alphaalign_jax import hf
 from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
@@ -46,10 +45,10 @@ def generate(args: Any) -> None:
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
     _check_out(args.out)
-    rows, console = read(Source(path=args.data)), _console()
+    rows, display = read(Source(path=args.data)), Display()
     findings = audit(rows)
     if not findings.clean:
-        console.print(str(findings), markup=False)
+        display.say(str(findings))
     responses = [samples[0] for samples in _respond(args, rows, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
@@ -57,7 +56,7 @@ def evaluate(args: Any) -> None:
         args.out,
         json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n",
     )
-    console.print(outcome.single({"all": everything, **groups}))
+    display.say(outcome.single({"all": everything, **groups}))
 
 
 def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = "") -> list[list[Response]]:
@@ -79,8 +78,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype)
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
-    with rich.progress.Progress(console=_console(), transient=True) as progress:
-        task = progress.add_task("prompts", total=len(rows))
+    with Display().bar("prompts", len(rows)) as advance:
         responses = respond(
             engine,
             engine.prepare(params),
@@ -92,14 +90,9 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             batch=min(args.batch, len(rows)),
             group=group,
             forced=forced,
-            on_batch=lambda n: progress.advance(task, n),
+            on_batch=advance,
         )
     return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
-
-
-def _console() -> rich.console.Console:
-    """One process shows what all did."""
-    return rich.console.Console(quiet=not processes.first())
 
 
 def judged_whole(response: Response) -> Response:

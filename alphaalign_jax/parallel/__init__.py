@@ -2,6 +2,7 @@
 
 from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
+from alphaalign_jax.parallel.programs import compiled, compiles
 from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, rule_table, use
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "MESH_AXES",
     "Layout",
     "build_mesh",
+    "compiled",
+    "compiles",
     "constrain",
     "first_devices",
     "local_devices",

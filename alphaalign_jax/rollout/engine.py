@@ -9,10 +9,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from alphaalign_jax import parallel
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout
+from alphaalign_jax.parallel import Layout, compiled
 from alphaalign_jax.rewards.verifiers import Verdict, Verifiers
 from alphaalign_jax.rollout import sampler
 from alphaalign_jax.types import Array, Prompts, Rollout
@@ -41,17 +40,6 @@ class InFlight:
         """Rows of the next smaller batch over ``shards`` devices; 0: there is none."""
         half = -(-rows // (2 * shards)) * shards
         return half if self.fewest_rows and self.fewest_rows <= half < rows else 0
-
-
-def compiled(function: Callable, layout: Layout, **jit_options) -> Callable:
-    """Jits ``function`` so that the activations it names are laid out by ``layout``."""
-
-    @functools.wraps(function)
-    def traced(*args, **kwargs):
-        with parallel.use(layout):
-            return function(*args, **kwargs)
-
-    return jax.jit(traced, **jit_options)
 
 
 def place(prompts: Prompts, layout: Layout) -> Prompts:

@@ -12,11 +12,12 @@ from alphaalign_jax import hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.display import Display
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import assembly
-from alphaalign_jax.train.records import Display, Records, check_unused
+from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import BENIGN
 

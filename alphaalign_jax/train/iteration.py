@@ -20,7 +20,7 @@ from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import processes, to_host
+from alphaalign_jax.parallel import compiles, processes, to_host
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
@@ -178,10 +178,10 @@ def check_gap(gap: float, config: Config) -> None:
 
 
 class _Clock:
-    """Wall seconds by phase, under verl's metric names."""
+    """Wall seconds by phase, under verl's metric names, and what was compiled meanwhile."""
 
     def __init__(self):
-        self._began, self._phases = time.perf_counter(), {}
+        self._began, self._phases, self._compiled = time.perf_counter(), {}, compiles()
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -191,6 +191,8 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         timings = {f"timing_s/{phase}": seconds for phase, seconds in self._phases.items()}
+        count, seconds = (now - then for now, then in zip(compiles(), self._compiled, strict=True))
+        timings |= {"perf/compiles": count, "timing_s/compile": seconds}
         return timings | {"timing_s/step": time.perf_counter() - self._began}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from alphaalign_jax import hf
 from alphaalign_jax.config import Config
+from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
@@ -22,7 +23,7 @@ from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints
 from alphaalign_jax.train.iteration import Iteration, Sampled
-from alphaalign_jax.train.records import Display, Records, brief, check_unused, versions
+from alphaalign_jax.train.records import Records, brief, check_unused, versions
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics as JSONL and TensorBoard, sampled responses, and what a person sees meanwhile."""
+"""What a run writes down: metrics as JSONL and TensorBoard, sampled responses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
-import rich.console
-import rich.progress
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -135,44 +133,3 @@ def _before(path: pathlib.Path, step: int) -> list[str]:
     # An evaluation bears the number of the steps before it, and is written before that step is saved.
     keep = lambda record: record["phase"] in ("warmup", "before") or record["step"] < step + (record["phase"] == "eval")
     return [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
-
-
-class Display:
-    """A progress bar with live figures on a terminal; one line every few seconds where output goes to a file."""
-
-    LINE_SECONDS = 10.0
-
-    def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or rich.console.Console(quiet=not processes.first())
-
-    def say(self, text: Any) -> None:
-        """Prints a table, or text as it is: what looks like markup may be a quoted prompt."""
-        self.console.print(text, markup=False)
-
-    @contextlib.contextmanager
-    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Yields ``advance(n, **figures)``."""
-        began, last = time.perf_counter(), 0.0
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"),
-        )
-        live = self.console.is_terminal
-        with rich.progress.Progress(*columns, console=self.console, disable=not live) as progress:
-            task = progress.add_task(name, total=total, completed=done, figures="")
-
-            def advance(n: int = 1, **figures: str) -> None:
-                nonlocal done, last
-                done += n
-                text = "  ".join(f"{key} {value}" for key, value in figures.items())
-                progress.update(task, advance=n, figures=text)
-                now = time.perf_counter()
-                if not live and not self.console.quiet and (now - last > self.LINE_SECONDS or done >= total):
-                    last = now
-                    print(f"{name} {done}/{total}  {now - began:.0f} s  {text}", flush=True)
-
-            yield advance

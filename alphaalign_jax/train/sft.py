@@ -22,8 +22,8 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
-from alphaalign_jax.parallel import Layout, processes, to_host
-from alphaalign_jax.rollout.engine import compiled, place
+from alphaalign_jax.parallel import Layout, compiled, processes, to_host
+from alphaalign_jax.rollout.engine import place
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
 

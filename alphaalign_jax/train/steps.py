@@ -25,11 +25,10 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import explained_variance, masked_mean
-from alphaalign_jax.parallel import Layout
+from alphaalign_jax.parallel import Layout, compiled
 from alphaalign_jax.rewards.helpfulness import helpfulness_reward
 from alphaalign_jax.rewards.safety import safety_reward
 from alphaalign_jax.rewards.verifiers import Verdict
-from alphaalign_jax.rollout.engine import compiled
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.objectives import Metrics
 from alphaalign_jax.types import BENIGN, Array, Examples, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState

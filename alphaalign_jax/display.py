@@ -1,0 +1,54 @@
+"""What a person sees while a command works: text, tables and progress, of one process for all."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from alphaalign_jax.parallel import processes
+
+
+class Display:
+    """A progress bar with live figures on a terminal; one line every few seconds where output goes to a file."""
+
+    LINE_SECONDS = 10.0
+
+    def __init__(self, console: rich.console.Console | None = None):
+        self.console = console or rich.console.Console(quiet=not processes.first())
+
+    def say(self, text: Any) -> None:
+        """Prints a table, or text as it is: what looks like markup may be a quoted prompt."""
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
+        """Yields ``advance(n, **figures)``."""
+        began, last = time.perf_counter(), 0.0
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+        )
+        live = self.console.is_terminal
+        with rich.progress.Progress(*columns, console=self.console, disable=not live) as progress:
+            task = progress.add_task(name, total=total, completed=done, figures="")
+
+            def advance(n: int = 1, **figures: str) -> None:
+                nonlocal done, last
+                done += n
+                text = "  ".join(f"{key} {value}" for key, value in figures.items())
+                progress.update(task, advance=n, figures=text)
+                now = time.perf_counter()
+                if not live and not self.console.quiet and (now - last > self.LINE_SECONDS or done >= total):
+                    last = now
+                    print(f"{name} {done}/{total}  {now - began:.0f} s  {text}", flush=True)
+
+            yield advance
