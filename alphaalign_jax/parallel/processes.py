@@ -65,7 +65,7 @@ def memory_used() -> int:
         return 0
 
 
-def release_freed_memory(above: float = 0.6) -> None:
+def release_freed_memory(above: float = 0.8) -> None:
     """Under glibc: gives pages that lie free in the process back where it holds more than this share of the memory.
 
     The counterpart of ``keep_freed_memory``, to be called between steps: blocks of many sizes leave holes that no later
