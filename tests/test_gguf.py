@@ -80,6 +80,7 @@ def test_gguf_metadata_is_refused_by_name(tmp_path):
         ("llama.rope.freq_base is missing", "llama", {"rope.freq_base": None}, {}),
         ("llama.expert_count=8", "llama", {"expert_count": 8}, {}),
         ("llama.rope.scaling.type='yarn'", "llama", {"rope.scaling.type": "yarn"}, {}),
+        ("llama.rope.scaling.factor=8", "llama", {"rope.scaling.factor": 8}, {}),
         ("must be one number", "llama", {"attention.key_length": 16, "rope.dimension_count": 8}, {}),
         ("rope_freqs.weight", "llama", {}, {"rope_freqs.weight": np.ones(4, np.float32)}),
         ("extra blk.0.ffn_gate_inp.weight", "llama", {}, {"blk.0.ffn_gate_inp.weight": np.ones((8, 32), np.float32)}),

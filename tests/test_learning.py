@@ -12,7 +12,7 @@ from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.verifiers import Verifiers
-from alphaalign_jax.rollout.engine import Engine, place
+from alphaalign_jax.rollout.engine import Engine, InFlight, place
 from alphaalign_jax.train import optimizer
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import Prompts
@@ -58,7 +58,13 @@ def test_the_policy_learns_whom_to_refuse(advantage):
     actor = Network(SPEC, remat="none")
     critic = Network(SPEC, head="value", remat="none") if advantage == "gae" else None
     steps = Steps(settings(advantage), actor, critic, layout)
-    engine = Engine(actor, layout, Verifiers.build([bytes([i + 40]) for i in range(VOCAB)], [STOP]), (STOP,))
+    engine = Engine(
+        actor,
+        layout,
+        Verifiers.build([bytes([i + 40]) for i in range(VOCAB)], [STOP]),
+        (STOP,),
+        in_flight=InFlight(0, 0),
+    )
     init = lambda network, seed: jax.device_put(network.init(jax.random.key(seed)), layout.tree_shardings(network.axes))
     state = steps.init_state(init(actor, 0), init(critic, 1) if critic else None)
     sampling, unknown, right = Sampling.create(), np.full((B, G), np.nan, np.float32), []

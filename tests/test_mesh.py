@@ -77,6 +77,8 @@ def one_step(name):
     # Rows that end early, so that rows are dropped and the cache grows on the mesh too.
     sizes = dict(group=G, slots=T, limit=np.random.default_rng(1).integers(1, T + 1, (B, G)).astype(np.int32))
     rollout = engine.rollout(engine.prepare(state.actor), prompts, jax.random.key(1), sampling, **sizes)
+    assert engine._drop._cache_size() and engine._longer._cache_size(), "neither was tried"
+    assert rollout.tokens.sharding.is_equivalent_to(rollout_layout.sharding("batch", None, None), 3)
     verdict = engine.judge(rollout)
     # Random verdicts: made-up tokens never pass the verifiers, and equal rewards would train nothing.
     flip = rng.integers(0, 2, (B, G)).astype(bool)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from alphaalign_jax.models.layers import precision_of
 
 _STREAMED = 256 * 1024**2  # bytes of weights passed over in one call: more than a cache holds
+_MOST_ROWS = 8192  # of a product that is timed: with more the rate is the same, and the result would not fit
 PEAK_SIZE = {"cpu": 2048}  # rows and columns of the square product, by backend
 
 
@@ -28,12 +29,12 @@ def best_seconds(function: Callable[[], Any], *, repeats: int = 5) -> float:
 
 
 def gemm_rate(rows: int, shape: tuple[int, int], dtype: str, *, repeats: int = 5) -> float:
-    """FLOP/s of ``[rows, m] @ [m, n]`` on one device, for weights ``shape = (m, n)`` that come from memory.
+    """FLOP/s of ``[rows, m] @ [m, n]`` on one device, for weights ``shape = (m, n)``.
 
-    Different weight matrices follow each other as the layers of a model do; a single one would stay in the cache.
+    Up to 256 weight matrices follow each other as the layers of a model do; a single one would stay in the cache.
     """
     m, n = shape
-    count = max(1, min(64, _STREAMED // (m * n * jnp.dtype(dtype).itemsize)))
+    count = max(1, min(256, _STREAMED // (m * n * jnp.dtype(dtype).itemsize)))
     keys = jax.random.split(jax.random.key(0), count + 1)
     x = jax.random.normal(keys[0], (rows, m), dtype)
     weights = [jax.random.normal(key, (m, n), dtype) for key in keys[1:]]
@@ -49,9 +50,9 @@ def gemm_seconds(rows: int, shapes: Sequence[tuple[int, int]], dtype: str, rates
     """Seconds of all products ``[rows, m] @ [m, n]`` at measured rates, which are kept in ``rates``."""
     total = 0.0
     for shape in shapes:
-        key = (rows, *shape, dtype)
+        key = (min(rows, _MOST_ROWS), *shape, dtype)
         if key not in rates:
-            rates[key] = gemm_rate(rows, shape, dtype)
+            rates[key] = gemm_rate(key[0], shape, dtype)
         total += 2.0 * rows * shape[0] * shape[1] / rates[key]
     return total
 

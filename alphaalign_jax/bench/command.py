@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import resource
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import rich.table
 
+from alphaalign_jax import output
 from alphaalign_jax.bench import ceilings
 from alphaalign_jax.bench.phases import Bench, Phase
 from alphaalign_jax.config import Config
@@ -26,9 +26,11 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
     """Measures ``config``, prints the tables, and writes what was found to ``out`` as JSON."""
     if repeats < 1:
         raise ValueError(f"--repeats={repeats}: expected at least 1")
+    output.check(out)
     display, r = Display(), config.rollout
     bench = Bench(assembly.prepare(config), repeats)
-    shapes = _growth(r.prompts, r.group, r.max_new_tokens) if growth else []
+    shards = bench.p.engine.layout.size("batch")
+    shapes = _growth(r.prompts, r.group, r.max_new_tokens, shards) if growth else []
     with display.bar("bench", 5 + len(shapes)) as advance:
         limits = Ceilings(bench)
         advance(1)
@@ -56,16 +58,14 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         "versions": versions(),
         "config": dataclasses.asdict(config),
     }
-    target = pathlib.Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(found, indent=2) + "\n")
+    output.write(out, json.dumps(found, indent=2) + "\n")
     for table in tables(found):
         display.say(table)
     display.say(
         f"where 9 responses in 10 end after an eighth of {r.max_new_tokens} tokens: "
         f"{skew['dropped_tokens_per_second']:.0f} tokens/s, {skew['ratio']:.2f} times those of one static batch"
     )
-    display.say(f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {target}")
+    display.say(f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {out}")
     return found
 
 
@@ -78,23 +78,30 @@ class Ceilings:
         self.dtypes = {"rollout": p.config.model.rollout_dtype, "train": p.config.model.dtype}
         self.peak = {dtype: ceilings.peak_gemm_rate(dtype) for dtype in sorted({*self.dtypes.values()})}
         self.memory = ceilings.memory_rate()
-        # Floors: the time of the weight products alone, at the rate measured for their shapes.
+        # Floors: the time of the weight products alone, at the rate measured for their shapes. How several devices
+        # share the shapes is not measured here: there are none then.
+        self.floors: dict[str, float] = {}
+        if self.devices > 1:
+            return
         work = bench.workload(r.prompts, r.group, r.max_new_tokens)
         part = r.prompts // p.config.algorithm.minibatches
-        self.floors = {"decode": r.max_new_tokens * self._products(p.policy.spec, work.rows, "rollout")}
+        decode = self._products(p.policy.spec, work.rows, "rollout", logits=work.rows)
+        self.floors["decode"] = r.max_new_tokens * decode
         for name, network in (("actor", p.actor), ("critic", p.critic)):
             if network is not None:
-                rows = round(part * (work.prompt + work.group * work.response) + work.prefix)
-                once = self._products(network.spec, rows, "train", head=network.head == "lm")
+                responses = round(part * work.group * work.response)
+                rows = round(part * work.prompt + work.prefix) + responses
+                once = self._products(network.spec, rows, "train", logits=responses if network.head == "lm" else 0)
                 times = 3 * p.config.algorithm.minibatches * p.config.algorithm.epochs
                 self.floors[f"update_{name}"] = times * once
 
-    def _products(self, spec: ModelSpec, rows: int, use: str, head: bool = True) -> float:
-        """Seconds of one pass of ``rows`` tokens through all weights."""
+    def _products(self, spec: ModelSpec, rows: int, use: str, *, logits: int) -> float:
+        """Seconds of one pass of ``rows`` tokens through all layers, and of ``logits`` of them through the head."""
         dtype, rates = self.dtypes[use], {}
-        layer = ceilings.gemm_seconds(rows, list(layer_gemms(spec).values()), dtype, rates)
-        logits = ceilings.gemm_seconds(rows, [(spec.hidden_size, spec.vocab_size)] * head, dtype, rates)
-        return (spec.num_layers * layer + logits) / self.devices
+        seconds = spec.num_layers * ceilings.gemm_seconds(rows, list(layer_gemms(spec).values()), dtype, rates)
+        if logits:
+            seconds += ceilings.gemm_seconds(logits, [(spec.hidden_size, spec.vocab_size)], dtype, rates)
+        return seconds
 
     def judge(self, phase: Phase) -> dict[str, Any]:
         """A phase's figures, None where it has no such limit."""
@@ -108,7 +115,8 @@ class Ceilings:
             "flops": phase.flops,
             "mfu": phase.flops / phase.seconds / self.devices / self.peak[dtype] if phase.flops else None,
             "gemm_share": floor / phase.seconds if floor else None,
-            "memory_share": phase.bytes / phase.seconds / self.devices / self.memory if phase.bytes else None,
+            # Several devices each read weights of their own: how many bytes, the layout says, not the model.
+            "memory_share": phase.bytes / phase.seconds / self.memory if phase.bytes and self.devices == 1 else None,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -116,10 +124,11 @@ class Ceilings:
         return {"gemm_flops_per_second": self.peak, "memory_bytes_per_second": self.memory}
 
 
-def _growth(prompts: int, group: int, response: int) -> list[tuple[int, int, int]]:
-    """Shapes that halve one size at a time, twice."""
+def _growth(prompts: int, group: int, response: int, shards: int) -> list[tuple[int, int, int]]:
+    """Shapes that halve one size at a time, twice; prompts as far as they divide over ``shards`` devices."""
     cut = lambda n: [n // divisor for divisor in (2, 4) if n // divisor]
-    shapes = [(prompts, group, t) for t in cut(response)] + [(b, group, response) for b in cut(prompts)]
+    shapes = [(prompts, group, t) for t in cut(response)]
+    shapes += [(b, group, response) for b in cut(prompts) if b % shards == 0]
     return shapes + [(prompts, g, response) for g in cut(group)]
 
 

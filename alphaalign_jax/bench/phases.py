@@ -14,9 +14,7 @@ import jax
 import numpy as np
 
 from alphaalign_jax.models import cost
-from alphaalign_jax.models.context import prefill
 from alphaalign_jax.models.cost import Workload
-from alphaalign_jax.parallel import compiled
 from alphaalign_jax.rollout.engine import Engine, InFlight, place
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
@@ -39,12 +37,13 @@ class Phase:
         return max(0.0, self.first_seconds - self.seconds)
 
 
-def timed(name: str, call: Callable[[], Any], repeats: int, **work: float) -> Phase:
-    """``call`` once to compile it, then ``repeats`` times."""
+def timed(name: str, call: Callable, repeats: int, setup: Callable[[], Any] | None = None, **work: float) -> Phase:
+    """``call`` once to compile it, then ``repeats`` times; with ``setup``, of what that gives, which is not timed."""
     found = []
     for _ in range(repeats + 1):
+        given = () if setup is None else (jax.block_until_ready(setup()),)
         began = time.perf_counter()
-        jax.block_until_ready(call())
+        jax.block_until_ready(call(*given))
         found.append(time.perf_counter() - began)
     return Phase(name, float(np.median(found[1:])), found[0], **work)
 
@@ -73,28 +72,22 @@ class Bench:
         return Workload(count, group, len(prompts.prefix), float(np.mean(prompts.length)), response)
 
     def rollout(self, count: int, group: int, response: int) -> list[Phase]:
-        """Prefill, and decoding: sampling whole responses less the prefill."""
+        """Prefill and decoding."""
         engine, prompts, work = self.p.engine, self.prompts(count), self.workload(count, group, response)
         spec, itemsize = self.p.policy.spec, np.dtype(engine.network.dtype).itemsize
-        params = engine.prepare(self.state.actor)
-        fill = compiled(lambda params, prompts: prefill(engine.network.bind(params), prompts), engine.layout)
-        key, sampling = self.iteration.key, self.iteration.sampling
-        filled = timed(
-            "prefill",
-            lambda: fill(params, place(prompts, engine.layout)),
-            self.repeats,
-            tokens=work.prompt_tokens,
-            flops=cost.prefill_flops(spec, work),
-        )
-        sampled = timed(
+        params, sampling = jax.block_until_ready(engine.prepare(self.state.actor)), self.iteration.sampling
+        fill = lambda: engine.prefill(params, prompts, self.iteration.key, group=group, slots=response)
+        filled = timed("prefill", fill, self.repeats, tokens=work.prompt_tokens, flops=cost.prefill_flops(spec, work))
+        decoded = timed(
             "decode",
-            lambda: engine.rollout(params, prompts, key, sampling, group=group, slots=response),
+            lambda state: engine.complete(params, state, sampling),
             self.repeats,
+            setup=fill,
             tokens=work.response_tokens,
             flops=cost.response_flops(spec, work),
             bytes=cost.decode_bytes(spec, work, itemsize),
         )
-        return [filled, dataclasses.replace(sampled, seconds=max(sampled.seconds - filled.seconds, 1e-9))]
+        return [filled, decoded]
 
     def skewed(self, count: int, group: int, response: int) -> dict[str, float]:
         """Tokens a second where nine responses in ten end after an eighth of the slots; and the same with no row
@@ -103,10 +96,10 @@ class Bench:
         limit = np.full(count * group, max(1, response // 8), np.int32)
         limit[::10] = response
         limit = np.random.default_rng(0).permutation(limit).reshape(count, group)
+        params = jax.block_until_ready(self.p.engine.prepare(self.state.actor))
         seconds: dict[str, list[float]] = {"dropped": [], "static": []}
         for _ in range(self.repeats + 1):
             for name, engine in (("dropped", self.p.engine), ("static", self.static)):
-                params = engine.prepare(self.state.actor)
                 began = time.perf_counter()
                 run = engine.rollout(params, prompts, key, sampling, group=group, slots=response, limit=limit)
                 jax.block_until_ready(run)
@@ -170,12 +163,13 @@ class Bench:
         return weights[0]
 
     def step(self, parts: list[Phase]) -> Phase:
-        """A whole step as ``train`` makes it, reward model included; its work is that of its ``parts``."""
+        """A whole step as ``train`` makes it, with the work of its ``parts``. What the reward model takes is shown only
+        by a policy that writes the format: other answers are not sent to it."""
+        r, first = self.p.config.rollout, self.p.config.algorithm.critic_warmup  # before it the actor is not updated
 
         def step():
-            self.state, _, _ = self.iteration(self.state, int(self.state.step))
+            self.state, _, _ = self.iteration(self.state, first + int(self.state.step))
             return self.state.actor
 
-        r = self.p.config.rollout
         tokens = float(r.prompts * r.group * r.max_new_tokens)
         return timed("step", step, self.repeats, tokens=tokens, flops=sum(part.flops for part in parts))

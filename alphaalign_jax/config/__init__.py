@@ -6,6 +6,17 @@ of ``settings``, which is all that the code reads.
 """
 
 from alphaalign_jax.config.loading import defaults, load, override, resolve
-from alphaalign_jax.config.settings import Algorithm, Checkpoint, Config, Critic, Optimizer
+from alphaalign_jax.config.settings import Algorithm, Checkpoint, Config, Critic, Optimizer, Rollout
 
-__all__ = ["Algorithm", "Checkpoint", "Config", "Critic", "Optimizer", "defaults", "load", "override", "resolve"]
+__all__ = [
+    "Algorithm",
+    "Checkpoint",
+    "Config",
+    "Critic",
+    "Optimizer",
+    "Rollout",
+    "defaults",
+    "load",
+    "override",
+    "resolve",
+]

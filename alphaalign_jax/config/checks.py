@@ -33,7 +33,7 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
     algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.critic_warmup eval.every
     eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
-_FRACTIONS = """data.harmful_fraction warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
+_FRACTIONS = """warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay""".split()
 
 
@@ -57,6 +57,9 @@ def check(config: Config) -> None:
     for key in _FRACTIONS:
         if not 0 <= _get(config, key) <= 1:
             raise ValueError(f"config.{key}={_get(config, key)}: expected a number from 0 to 1")
+    share = config.data.harmful_fraction
+    if share != -1 and not 0 <= share <= 1:
+        raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")
     r, a = config.rollout, config.algorithm
     if r.prompts % a.minibatches:
         raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
@@ -89,6 +92,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"reward.helpfulness={config.reward.helpfulness!r} needs a reward model: set reward_model.kind, or "
             "reward.helpfulness='off' (AlphaAlign-Zero)"
+        )
+    if config.reward.helpfulness == "normalised" and r.group < 2:
+        raise ValueError(
+            "reward.helpfulness='normalised' compares rollouts of one prompt: rollout.group=1 must be at least 2, or "
+            "reward.helpfulness 'raw' or 'off'"
         )
 
 

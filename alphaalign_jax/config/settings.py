@@ -39,7 +39,7 @@ class Data:
     train: tuple = ("demo/train",)  # demo/..., a .jsonl/.csv/.parquet file, or a data.Source as a dict
     ratios: tuple = ()  # shares of the sources of train, in their order, summing to 1; empty: as the sources say
     heldout: tuple = ("demo/heldout",)
-    harmful_fraction: float = 0.5  # of every training batch
+    harmful_fraction: float = -1.0  # of every training batch; -1: chance decides, at the shares of the mix
     max_prompt_tokens: int = 512
     on_long: str = "error"  # or drop (counted) for a training prompt longer than that; evaluation never drops
     bucket: int = 32  # prompt slots are a multiple of it
@@ -80,7 +80,7 @@ class Rollout:
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # 1 is off
     cache: int = 128  # response slots of the sampler's first key/value cache, which doubles when full; 0: all at once
-    fewest_rows: int = 8  # rows that are done are dropped at each half, down to so many; 0: never
+    fewest_rows: int = 8  # rows that are done are dropped, down to so many (rollout.engine.InFlight); 0: never
     bucket: int = 32  # response slots of the trainer are a multiple of it
     max_logprob_gap: float = 0.05  # nats, mean: a run whose trainer and sampler differ by more at its start is stopped
 

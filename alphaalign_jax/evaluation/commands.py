@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from alphaalign_jax import hf
+from alphaalign_jax import config, hf, output
 from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
@@ -21,16 +20,17 @@ from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout, build_mesh, first_devices, processes, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
 from alphaalign_jax.rewards.oracle import answer_block, refusal_oracle
 from alphaalign_jax.rewards.template import render
+from alphaalign_jax.rollout.engine import InFlight
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import BENIGN
 
 
 def generate(args: Any) -> None:
     """Writes one line a prompt: ``{prompt, samples: [...]}``."""
-    _check_out(args.out)
+    output.check(args.out)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(pathlib.Path(args.prompts))
@@ -39,12 +39,12 @@ def generate(args: Any) -> None:
         json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
         for row, responses in zip(rows, results, strict=True)
     )
-    _write(args.out, "".join(lines))
+    output.write(args.out, "".join(lines))
 
 
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
-    _check_out(args.out)
+    output.check(args.out)
     rows, display = read(Source(path=args.data)), Display()
     findings = audit(rows)
     if not findings.clean:
@@ -52,7 +52,7 @@ def evaluate(args: Any) -> None:
     responses = [samples[0] for samples in _respond(args, rows, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
-    _write(
+    output.write(
         args.out,
         json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n",
     )
@@ -76,7 +76,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
             f"the model has {policy.spec.max_positions}"
         )
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
-    engine = policy.engine(layout, args.dtype)
+    engine = policy.engine(layout, args.dtype, InFlight.of(config.Rollout()))
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
     with Display().bar("prompts", len(rows)) as advance:
         responses = respond(
@@ -107,22 +107,3 @@ def _unlabelled(path: pathlib.Path) -> list[PromptRow]:
     """Rows ``{prompt}``; a label that is there is not needed, so it is not read."""
     source = Source(path=str(path), label="benign")
     return [dataclasses.replace(row, label=BENIGN) for row in read(source)]
-
-
-def _check_out(path: str) -> None:
-    """Raises ValueError for a file that could not be written once all responses are there."""
-    target = pathlib.Path(path)
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
-
-
-def _write(path: str, text: str) -> None:
-    """The whole file or nothing, by one process for all."""
-    if not processes.first():
-        return
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(text)
-    partial.replace(target)

@@ -2,7 +2,7 @@
 
 from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
-from alphaalign_jax.hf.load import load
+from alphaalign_jax.hf.load import check, load
 from alphaalign_jax.hf.orbax_model import describe_run, save_model
 from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve
 from alphaalign_jax.hf.staging import check_target
@@ -10,6 +10,7 @@ from alphaalign_jax.hf.tokenizer import control_texts, end_of_turn, load_tokeniz
 
 __all__ = [
     "Model",
+    "check",
     "check_target",
     "control_texts",
     "convert",

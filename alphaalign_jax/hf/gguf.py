@@ -172,7 +172,9 @@ def _refuse_unsupported(path: Path, arch: str, fields: dict[str, Any], tensors: 
     for key, value in fields.items():
         prefix, _, name = key.partition(".")
         neutral = value is None or value is False or value == 0
-        if prefix == arch and name not in _READ and not name.startswith("rope.scaling.") and not neutral:
+        # With the type "none" the other keys of rope.scaling say nothing; without a type they may.
+        idle = name.startswith("rope.scaling.") and f"{arch}.rope.scaling.type" in fields
+        if prefix == arch and name not in _READ and not idle and not neutral:
             raise ValueError(f"{path}: metadata {key}={value!r} is not implemented")
 
 

@@ -83,6 +83,15 @@ def load(
     return network, params
 
 
+def check(path: str | Path, network: Network) -> None:
+    """Raises ValueError, as ``load`` would, for a checkpoint whose config or tensors are not the network's; reads no
+    weights. Orbax checkpoints are compared by their config alone."""
+    local = resolve(path)
+    network, full_layers = _network(load_config(local), network, None, None, orbax_model.stored_head(local))
+    if kind(local) != "orbax":
+        _check(open_source(local), network, tables.rows(network), full_layers)
+
+
 def _network(
     config: dict[str, Any], network: Network | None, head: str | None, num_layers: int | None, stored_head: str | None
 ) -> tuple[Network, int]:

@@ -41,6 +41,9 @@ ACTIVATIONS = (
     ("batch", "rollout", "length", "kv_heads", "head_dim"),
     ("batch", "rollout", "length", "mlp"),
     ("layers", "batch", "rollout", "length", "kv_heads", "head_dim"),
+    ("layers", "batch", "length", "kv_heads", "head_dim"),
+    ("batch", "rollout", "length"),
+    ("batch", "rollout"),
     ("vocab", None),
 )
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from alphaalign_jax import config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, compiled
 from alphaalign_jax.rewards.verifiers import Verdict, Verifiers
 from alphaalign_jax.rollout import sampler
+from alphaalign_jax.rollout.sampler import Decoding
 from alphaalign_jax.types import Array, Prompts, Rollout
 
 
@@ -22,12 +24,21 @@ class InFlight:
     """How a batch is decoded whose responses differ in length.
 
     The key/value cache starts small and doubles when it is full, so that early tokens do not attend over slots that are
-    empty yet. Rows that are done are dropped once half of them are, and again at each half of what is left, so that the
-    longest responses are not decoded at the price of all. Both give few shapes: one program each.
+    empty yet. Rows that are done are dropped once as few are left as there are prompts, and again at each half, so that
+    the longest responses are not decoded at the price of all. Each size of batch with each size of cache that occurs is
+    a program of its own: few, and compiled where they are first met.
     """
 
-    cache: int = 128  # response slots of the first cache; 0: all that a response may have
-    fewest_rows: int = 8  # a batch is not made smaller than this; 0: rows are never dropped
+    cache: int  # response slots of the first cache; 0: all that a response may have
+    fewest_rows: int  # a batch is not made smaller than this; 0: rows are never dropped
+
+    def __post_init__(self):
+        if self.cache < 0 or self.fewest_rows < 0:
+            raise ValueError(f"{self}: expected 0 or more of each")
+
+    @classmethod
+    def of(cls, settings: config.Rollout) -> InFlight:
+        return cls(settings.cache, settings.fewest_rows)
 
     def capacity(self, filled: int, slots: int) -> int:
         """Cache slots once ``filled`` are."""
@@ -36,9 +47,12 @@ class InFlight:
             size *= 2
         return min(size, slots)
 
-    def fewer(self, rows: int, shards: int) -> int:
-        """Rows of the next smaller batch over ``shards`` devices; 0: there is none."""
-        half = -(-rows // (2 * shards)) * shards
+    def fewer(self, rows: int, prompts: int, shards: int) -> int:
+        """Rows of the next smaller batch over ``shards`` devices; 0: there is none.
+
+        No more than prompts: a row that is kept has its prompt's keys for itself, and so there are never more of them.
+        """
+        half = -(-min(rows, 2 * prompts) // (2 * shards)) * shards
         return half if self.fewest_rows and self.fewest_rows <= half < rows else 0
 
 
@@ -66,7 +80,7 @@ class Engine:
         stop_ids: tuple[int, ...],
         *,
         dtype: str = "float32",
-        in_flight: InFlight = InFlight(),
+        in_flight: InFlight,
     ):
         """``network``: the policy's; it is run in ``dtype`` (weights too) and without remat."""
         self.in_flight = in_flight
@@ -90,7 +104,7 @@ class Engine:
             layout,
             donate_argnums=1,
         )
-        self._grow = compiled(sampler.grow, layout, static_argnames="capacity")
+        self._longer = compiled(sampler.longer, layout, static_argnames="capacity")
         self._drop = compiled(sampler.drop, layout, static_argnames="rows")
         self._finish = compiled(sampler.finish, layout)
         self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout)
@@ -107,14 +121,29 @@ class Engine:
         forced: Array | None = None,
         limit: Array | None = None,
     ) -> Rollout:
-        """``group`` responses of at most ``slots`` tokens for each prompt; ``params`` from ``prepare``.
+        """``group`` responses of at most ``slots`` tokens for each prompt; ``params`` from ``prepare``."""
+        state = self.prefill(params, prompts, key, group=group, slots=slots, limit=limit)
+        return self.complete(params, state, sampling, forced)
 
-        ``limit`` int32 [B, G]: the most tokens of each response, where that is less. The host looks at the rows only
-        when the cache is full or half of them are done.
+    def prefill(
+        self, params: Params, prompts: Prompts, key: jax.Array, *, group: int, slots: int, limit: Array | None = None
+    ) -> Decoding:
+        """Rows with their prompts read and no token drawn.
+
+        ``limit`` int32 [B, G], at least 1: the most tokens of each response, where that is less than ``slots``.
         """
-        fewer = lambda rows: self.in_flight.fewer(rows, self.layout.size("batch"))
+        if limit is not None and (np.shape(limit) != (prompts.batch, group) or np.min(limit) < 1):
+            raise ValueError(f"limit {np.shape(limit)}: expected {(prompts.batch, group)} numbers from 1 on")
         sizes = dict(group=group, slots=slots, capacity=self.in_flight.capacity(0, slots))
-        state = self._start(params, place(prompts, self.layout), key, limit=limit, **sizes)
+        return self._start(params, place(prompts, self.layout), key, limit=limit, **sizes)
+
+    def complete(self, params: Params, state: Decoding, sampling: Sampling, forced: Array | None = None) -> Rollout:
+        """Draws tokens until all rows are done; ``state``, from ``prefill``, is donated.
+
+        The host looks at the rows only when the cache is full or rows are to be dropped.
+        """
+        prompts, slots = state.done.shape[0], state.drawn.tokens.shape[-1]
+        fewer = lambda rows: self.in_flight.fewer(rows, prompts, self.layout.size("batch"))
         while True:
             state = self._decode(params, state, sampling, forced, fewer(state.rows))
             left, filled = map(int, jax.device_get((state.left, state.t)))
@@ -123,7 +152,10 @@ class Engine:
             while left <= fewer(state.rows):
                 state = self._drop(state, rows=fewer(state.rows))
             if filled == state.capacity:
-                state = self._grow(state, capacity=self.in_flight.capacity(filled, slots))
+                # One after the other: the old keys are gone before there are old and new values.
+                capacity = self.in_flight.capacity(filled, slots)
+                state = state.replace(k=self._longer(state.k, capacity=capacity))
+                state = state.replace(v=self._longer(state.v, capacity=capacity))
 
     def judge(self, rollout: Rollout) -> Verdict:
         return self._judge(self.verifiers, rollout.tokens, rollout.length, rollout.finish)

@@ -57,5 +57,5 @@ class Policy:
             generation_config=hf.load_generation_config(self.path),
         )
 
-    def engine(self, layout: Layout, dtype: str, in_flight: InFlight = InFlight()) -> Engine:
+    def engine(self, layout: Layout, dtype: str, in_flight: InFlight) -> Engine:
         return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, dtype=dtype, in_flight=in_flight)

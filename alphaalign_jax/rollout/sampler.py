@@ -1,11 +1,13 @@
 """Sampling G responses for each prompt: prefill once, then compiled decode loops over the rows that still run.
 
 Pure functions that callers trace: ``start`` prefills, ``decode`` draws tokens until the key/value cache is full or few
-enough rows are left, ``grow`` makes the cache longer, ``drop`` makes the grid of rows smaller, ``finish`` puts together
-what was drawn. ``sample`` is the plain path: one loop over all rows at full length.
+enough rows are left, ``longer`` adds slots to the cache, ``drop`` makes the grid of rows smaller, ``finish`` puts
+together what was drawn. ``sample`` is the plain path: one loop over all rows at full length.
 
-The key of every draw folds in (row, rollout, position), so a row's sample depends neither on its neighbours in the
-batch, nor on the mesh, nor on when rows were dropped, and two steps never share noise.
+The key of every draw folds in (row, rollout, position), so a row's noise depends neither on its neighbours in the
+batch, nor on the mesh, nor on when rows were dropped, and two steps never share any. Its sample does not either, up to
+rounding: logits of two programs differ in their last bits, which now and then, in bfloat16 more often, moves a draw
+that falls between two tokens.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class Drawn:
 
 @flax.struct.dataclass
 class Decoding:
-    """Rows in flight: at first the grid [B, G]; after a ``drop`` to R rows a grid [R, 1], each with a copy of its
-    prompt's keys, because rollouts that are left have few others of their prompt beside them."""
+    """Rows in flight: at first the grid [B, G]; after a ``drop`` to R rows a grid [R, 1], each with its prompt's keys
+    for itself. R is at most B (``InFlight.fewer``), so that these take no more memory than before."""
 
     t: Array  # int32 [], slots drawn so far
     hidden: Array  # compute dtype [B, G, D], predicts token t
@@ -164,11 +166,10 @@ def decode(
     return jax.lax.while_loop(going, one, state)
 
 
-def grow(state: Decoding, *, capacity: int) -> Decoding:
-    """The same rows with a cache of ``capacity`` slots."""
-    more = capacity - state.capacity
-    longer = lambda x: _laid_out(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0), (0, 0))))
-    return state.replace(k=longer(state.k), v=longer(state.v))
+def longer(cache: Array, *, capacity: int) -> Array:
+    """Keys or values of a ``Decoding`` with ``capacity`` slots."""
+    more = capacity - cache.shape[3]
+    return _laid_out(jnp.pad(cache, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0), (0, 0))))
 
 
 def _laid_out(cache: Array) -> Array:
@@ -186,7 +187,8 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     def segment(s: Segment) -> Segment:
         if s.k.ndim == 4:  # the template prefix is everyone's
             return s
-        return Segment(layered(s.k, kept // group), layered(s.v, kept // group), s.mask[kept // group])
+        own = lambda x: constrain(layered(x, kept // group), "layers", "batch", "length", "kv_heads", "head_dim")
+        return Segment(own(s.k), own(s.v), s.mask[kept // group])
 
     context = state.context.replace(
         segments=tuple(map(segment, state.context.segments)),
@@ -219,13 +221,15 @@ def finish(drawn: Drawn, origin: Array | None, batch: Drawn | None, forced: Arra
     """The rollout of a ``Decoding`` in which no row runs any more, from its fields."""
     drawn, skipped = _whole(drawn, origin, batch), 0 if forced is None else len(forced)
     position = jnp.arange(drawn.tokens.shape[-1])
-    return Rollout(
+    rollout = Rollout(
         tokens=drawn.tokens,
         length=drawn.length,
         finish=jnp.where(drawn.stopped, int(Finish.STOP), int(Finish.LENGTH)).astype(jnp.int32),
         sampled=(position < drawn.length[..., None]) & (position >= skipped),
         logprob=drawn.logprob,
     )
+    # One layout whether rows were dropped or not: what reads the rollout is compiled once.
+    return jax.tree.map(lambda x: constrain(x, *("batch", "rollout", "length")[: x.ndim]), rollout)
 
 
 def _row_keys(key: jax.Array, row: Array, group: int) -> Array:
@@ -245,8 +249,8 @@ def _inverse_cdf(logits: Array, uniform: Array) -> Array:
     """The token in whose share of softmax(logits) [..., V] the number ``uniform`` [...] in [0, 1) falls.
 
     One random number a row, where the Gumbel trick takes V of them: with 49,152 that took longer than the head's matrix
-    product. The sum runs over blocks first, then within one, so that V is passed over once. What float32 cannot tell
-    apart, shares below 2^-24, is lost; a token outside the support (weight 0) is never drawn.
+    product. The sum runs over blocks first, then within one, so that V is passed over once. What a float32 from 0 to
+    1 cannot tell apart, shares below 2^-23, is lost; a token outside the support (weight 0) is never drawn.
     """
     weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     weight = jnp.pad(weight, [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % _BLOCK)])
@@ -259,13 +263,18 @@ def _inverse_cdf(logits: Array, uniform: Array) -> Array:
 
 def _first_beyond(weight: Array, target: Array) -> tuple[Array, Array]:
     """The index [...] whose share of the running sum of ``weight`` [..., n] holds ``target`` [...], and how far into
-    that share it lies.
+    that share it lies."""
+    return _first_above(jnp.cumsum(weight, axis=-1), weight, target)
 
-    A target at or beyond the sum, which rounding can give, is moved just below it: the index has a positive weight.
+
+def _first_above(upto: Array, weight: Array, target: Array) -> tuple[Array, Array]:
+    """``_first_beyond`` by running sums ``upto`` that rounding may have put out of order, as a parallel sum does.
+
+    Only an index of positive weight is taken. A target at or beyond the sum is moved just below it.
     """
-    upto = jnp.cumsum(weight, axis=-1)
-    target = jnp.minimum(target, jnp.nextafter(upto[..., -1], 0.0))
-    index = jnp.sum(upto <= target[..., None], axis=-1)
+    upto = jnp.where(weight > 0, upto, -1.0)
+    target = jnp.minimum(target, jnp.nextafter(jnp.max(upto, axis=-1), 0.0))
+    index = jnp.argmax(upto > target[..., None], axis=-1)
     before = jnp.take_along_axis(upto - weight, index[..., None], axis=-1)[..., 0]
     return index, jnp.maximum(target - before, 0.0)
 

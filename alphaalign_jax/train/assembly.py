@@ -136,6 +136,10 @@ def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path)
 def prepare(config: Config) -> Prepared:
     """Reads data and model, builds layouts; raises ValueError for anything that cannot work."""
     train_layout, rollout_layout = layouts(config)
+    rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
+    rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
+    if config.warmup.epochs:
+        train_layout.check("warmup.batch", (config.warmup.micro_batch or config.warmup.batch,), ("batch",))
     rows, heldout_rows, report = read_rows(config)
     policy = Policy.open(model_path(config, rows, config.run_dir), config.reward.format_mode)
     d = config.data
@@ -150,12 +154,7 @@ def prepare(config: Config) -> Prepared:
     actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     _check_length(config, policy.spec, sets)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
-    in_flight = InFlight(config.rollout.cache, config.rollout.fewest_rows)
-    engine = policy.engine(rollout_layout, config.model.rollout_dtype, in_flight)
-    rollout_layout.check("rollout.prompts", (config.rollout.prompts,), ("batch",))
-    rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
-    if config.warmup.epochs:
-        train_layout.check("warmup.batch", (config.warmup.micro_batch or config.warmup.batch,), ("batch",))
+    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(config.rollout))
     scorer = build_scorer(config)
     return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
 
@@ -186,12 +185,11 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
         raise ValueError(
             f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}"
         )
-    return Network(
-        dataclasses.replace(spec, num_layers=layers, num_labels=None),
-        head="value",
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-    )
+    spec = dataclasses.replace(spec, num_layers=layers, num_labels=None)
+    network = Network(spec, head="value", dtype=config.model.dtype, remat=config.model.remat)
+    if config.critic.path:
+        hf.check(config.critic.path, network)
+    return network
 
 
 def critic_params(prepared: Prepared, policy_params: Params) -> Params | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -16,6 +17,9 @@ _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
 # What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
 # rate decays over them).
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint")
+_FREE += ("reward_model.timeout_s", "reward_model.retries", "reward_model.token_env")
+# What changes the rounding of a result and nothing else: to go on where memory ran out.
+_ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.logprob_chunk", "rollout.cache", "rollout.fewest_rows")
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -45,10 +49,10 @@ class Checkpoints:
         """The newest finished step, None where there is none."""
         return None if self._manager is None else self._manager.latest_step()
 
-    def check(self, config: config_lib.Config, resume: bool) -> None:
-        """Raises ValueError unless the folder fits.
+    def check(self, config: config_lib.Config, resume: bool) -> str:
+        """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints.
 
-        Empty for a new run; for a resumption, this config's checkpoints.
+        Returns what differs from the run so far in rounding alone, empty where nothing does.
         """
         latest = self.latest()
         if not resume and latest is not None:
@@ -57,11 +61,13 @@ class Checkpoints:
                 "choose another --config.out"
             )
         if not resume:
-            return
+            return ""
         if latest is None:
             raise ValueError(f"--resume: {self.directory} holds no finished checkpoint; run without it")
         meta = self._manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        differing = _differences(meta["config"], _plain(dataclasses.asdict(config)))
+        free = _FREE if config.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
+        found = _differences(meta["config"], _plain(dataclasses.asdict(config)), free)
+        differing = [line for line in found if not line.startswith(_ROUNDS)]
         if config.steps != meta["config"]["steps"] and (config.optimizer.decay or config.critic.optimizer.decay):
             differing.append(
                 f"steps: {meta['config']['steps']} then, {config.steps} now, and the learning rate's decay"
@@ -70,6 +76,7 @@ class Checkpoints:
             raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
         if config.steps < latest:
             raise ValueError(f"--resume: steps={config.steps}, but the run is already at step {latest}")
+        return "; ".join(line for line in found if line.startswith(_ROUNDS))
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts writing ``state`` under its step; a step that is there already is left as it is."""
@@ -107,15 +114,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of settings that differ, those that may left out."""
+def _differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str], prefix: str = "") -> list[str]:
+    """Dotted keys of settings that differ, with both values; those that are ``free`` to left out."""
     found = []
     for key in sorted({*old, *new}):
-        if f"{prefix}{key}" in _FREE:
+        if f"{prefix}{key}" in free:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            found += _differences(a, b, free, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key}: {a!r} then, {b!r} now")
     return found

@@ -49,10 +49,9 @@ class Iteration:
         self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
         r = self.config.rollout
         self.sampling = Sampling.create(r.temperature, r.top_k, r.top_p)
-        labels, share = prepared.train.label, self.config.data.harmful_fraction
-        self.order = PromptOrder(
-            len(prepared.train), r.prompts, self.config.seed, labels=labels, harmful_fraction=share
-        )
+        share = self.config.data.harmful_fraction
+        balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
+        self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
         self._controls = control_texts(prepared.policy.tokenizer)
         self._gap_checked = False
 

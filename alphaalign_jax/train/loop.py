@@ -39,15 +39,18 @@ def train(config: Config, *, resume: bool = False, command: str = "", display: D
     began = time.perf_counter()
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint)
     try:
-        checkpoints.check(config, resume)
+        rounds = checkpoints.check(config, resume)
         if not resume:
             check_unused(config.run_dir)
         if config.export:
             hf.check_target(config.export_dir)
+        display = display or Display()
+        if rounds:
+            display.say(f"the run goes on with other settings, equal to the run so far up to rounding: {rounds}")
         prepared = assembly.prepare(config)
         resume_step = checkpoints.latest() if resume else None
         with contextlib.closing(Records(config.run_dir, resume_step=resume_step)) as records:
-            summary = Run(prepared, checkpoints, records, display or Display(), began).train()
+            summary = Run(prepared, checkpoints, records, display, began).train()
             records.summary({"command": command, **summary})
         return summary
     finally:

@@ -61,7 +61,8 @@ class Steps:
         for name, network in (("actor", self.actor), ("critic", self.critic)):
             if network is not None:
                 self.layout.tree_shardings(network.axes, network.shapes(), f"training layout, {name}")
-        self.layout.check("rollout.prompts", (settings.rollout.prompts,), ("batch",))
+        sizes = (settings.rollout.prompts, settings.rollout.group)
+        self.layout.check("rollout.prompts, group", sizes, ("batch", "rollout"))
         minibatch = settings.rollout.prompts // settings.algorithm.minibatches
         self.layout.check("prompts of a micro-batch", (settings.algorithm.micro_batch or minibatch,), ("batch",))
 

@@ -1,0 +1,26 @@
+"""The file that a command leaves: looked at before the work, written whole or not at all, by one process for all."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from alphaalign_jax.parallel import processes
+
+
+def check(path: str) -> None:
+    """Raises ValueError for a file that could not be written once all is found."""
+    target = pathlib.Path(path)
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
+
+
+def write(path: str, text: str) -> None:
+    if not processes.first():
+        return
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(text)
+    partial.replace(target)

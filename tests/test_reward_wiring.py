@@ -1,0 +1,134 @@
+"""From responses to what is trained on: which rows are scored, where a score lands, and which rows train nothing."""
+
+import types
+
+import jax
+import numpy as np
+
+from alphaalign_jax import config as config_lib
+from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.evaluation.respond import Response
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
+from alphaalign_jax.rewards.verifiers import Verdict
+from alphaalign_jax.train.iteration import Iteration, _await_scores
+from alphaalign_jax.train.steps import Steps
+from alphaalign_jax.types import BENIGN, HARMFUL, Finish, Prompts, Rollout, TrainState
+
+SPEC = ModelSpec("llama", 16, 8, 16, 1, 2, 1, 4, 1e-6, 1e4, None, 64, False, False, False, False, True)
+B, G, T = 2, 4, 3  # a benign prompt, then a harmful one
+UNSCORED, CUT = (0, 1), (1, 2)  # benign, the reward model failed; harmful, out of slots
+
+
+def assembled(truncated):
+    c = config_lib.defaults()
+    c.model.path = "none"
+    c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
+    c.reward_model.kind, c.algorithm.truncated = "callable", truncated
+    steps = Steps(
+        config_lib.resolve(c),
+        Network(SPEC),
+        Network(SPEC, head="value"),
+        Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor")),
+    )
+    rng = np.random.default_rng(0)
+    finish = np.full((B, G), Finish.STOP, np.int32)
+    finish[CUT] = Finish.LENGTH
+    helpfulness = np.stack([np.array([1, np.nan, 3, 2], np.float32), np.full(G, np.nan, np.float32)])
+    rollout = Rollout(
+        tokens=np.ones((B, G, T), np.int32),
+        length=np.full((B, G), T, np.int32),
+        finish=finish,
+        sampled=np.ones((B, G, T), bool),
+        logprob=np.full((B, G, T), -1.0, np.float32),
+    )
+    number = np.arange(B, dtype=np.int32)
+    prompts = Prompts(np.ones(2, np.int32), np.ones((B, 4), np.int32), number + 1, np.array([BENIGN, HARMFUL]), number)
+    verdict = Verdict(np.ones((B, G), bool), np.array([[False] * G, [True, False, True, False]]), np.ones((B, G), bool))
+    value = rng.normal(size=(B, G, T)).astype(np.float32)
+    scored = {"logprob": rollout.logprob, "ref_logprob": rollout.logprob, "value": value}
+    state = TrainState(np.int32(0), None, None, None, None, None, np.float32(0))
+    return steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)[:3], value
+
+
+def test_a_row_without_a_score_trains_nothing():
+    """A reward server's failure counted as a reward of 0 punishes an answer that nobody read."""
+    (batch, scores, metrics), _ = assembled("terminal")
+    failed = np.zeros((B, G), bool)
+    failed[UNSCORED] = True
+    assert np.array_equal(np.isnan(scores.reward), failed)
+    assert np.array_equal(batch.sampled, np.broadcast_to(~failed[..., None], (B, G, T)))
+    assert np.array_equal(np.asarray(batch.advantage) != 0, batch.sampled)
+    assert int(metrics["reward/unscorable"]) == 1 and int(metrics["reward/scored"]) == 3
+    # The scored rows are normalised among themselves: 1, 3 and 2 have mean 2 and std 1. Below 0 nothing is earned.
+    np.testing.assert_allclose(np.asarray(scores.helpfulness_reward)[0], [0, 0, 1, 0], atol=1e-6)
+
+
+def test_a_truncated_response_is_worth_what_the_setting_says():
+    (terminal, scores, _), value = assembled("terminal")
+    masked, bootstrapped = assembled("mask")[0][0], assembled("bootstrap")[0][0]
+    assert np.asarray(terminal.sampled)[CUT].all() and not np.asarray(masked.sampled)[CUT].any()
+    wanted = float(np.asarray(scores.reward)[CUT])
+    np.testing.assert_allclose(np.asarray(terminal.target)[CUT], wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(bootstrapped.target)[CUT], wanted + value[CUT][-1], rtol=1e-5)
+    rest = np.ones((B, G), bool)
+    rest[CUT] = False
+    np.testing.assert_allclose(np.asarray(terminal.target)[rest], np.asarray(bootstrapped.target)[rest])
+
+
+class Recorder:
+    """A reward model that says how long each answer is, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, questions, answers):
+        self.asked += zip(questions, answers, strict=True)
+        return [float(len(answer)) for answer in answers]
+
+
+def test_the_reward_model_reads_bare_questions_and_clean_answers_of_benign_prompts():
+    """The template in the question, tags or control tokens in the answer, a harmful prompt's answer, or a score on
+    another response: nothing else would show any of them."""
+    response = lambda text: Response(text, [1], [0.0], "stop", format=True, refusal=False)
+    tagged = lambda text: f"<safety_reasoning>hm</safety_reasoning><answer>{text}</answer>"
+    rows = [PromptRow("Bad?", HARMFUL), PromptRow("Sum?", BENIGN), PromptRow("Why?", BENIGN)]
+    responses = [
+        [response(tagged("no")), response(tagged("never"))],
+        [response(tagged(" three<|im_end|> ")), response("no tags here")],
+        [response(tagged("  ")), response(tagged("so"))],
+    ]
+    model = Recorder()
+    with AsyncScorer(model) as scorer:
+        run = types.SimpleNamespace(
+            p=types.SimpleNamespace(scorer=scorer, train=types.SimpleNamespace(rows=rows)), _controls=("<|im_end|>",)
+        )
+        found = _await_scores(Iteration._ask_reward_model(run, np.array([0, 1, 2]), responses), (3, 2))
+    assert model.asked == [("Sum?", "three"), ("Why?", "so")]
+    nan = np.nan
+    np.testing.assert_array_equal(found, np.array([[nan, nan], [5, nan], [nan, 2]], np.float32))
+
+
+def test_the_settings_reach_the_backends(monkeypatch):
+    """A time-out or a batch limit that is read from another key, or not at all."""
+    from alphaalign_jax.train import assembly
+
+    asked = {}
+    monkeypatch.setattr(
+        assembly.reward_model, "build", lambda kind, **options: asked.update({kind: options}) or Recorder()
+    )
+    monkeypatch.setattr(assembly.hf, "resolve", lambda path: path)
+    c = config_lib.defaults()
+    c.model.path = "none"
+    r = c.reward_model
+    r.target, r.batch, r.timeout_s, r.retries, r.token_env = "T", 7, 3.0, 2, "TOKEN"
+    r.max_length, r.label, r.tensor, r.dtype = 99, 1, 2, "bfloat16"
+    for kind in ("http", "classifier"):
+        r.kind = kind
+        assembly.build_scorer(config_lib.resolve(c)).close()
+    http = {"target": "T", "url": "T", "token_env": "TOKEN", "batch_limit": 7, "read_timeout": 3.0, "max_retries": 2}
+    assert asked["http"].items() <= http.items() and asked["http"]["url"] == "T" and len(asked["http"]) == 5
+    found = asked["classifier"]
+    assert (found["path"], found["batch_size"], found["max_length"]) == ("T", 7, 99)
+    assert (found["label"], found["dtype"], found["mesh"]) == (1, "bfloat16", {"fsdp": -1, "tensor": 2})
