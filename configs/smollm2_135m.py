@@ -7,10 +7,10 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 24 GB. Result on 2026-11-22, with HarmBench and Self-Instruct among the training prompts, in 76
-minutes: of prompts not trained on, harmful ones answered from 93 to 9 % (demo set) and from 91 to 13 %
-(SimpleSafetyTests), ordinary benign ones refused 3.8 % (demo set) and 7.0 % (GSM8K), all in format. README, "The real
-run". As zero: not run.
+Hardware: 2 CPU cores, 24 GB. Result on 2026-11-23, with HarmBench and Self-Instruct among the training prompts, in 91
+minutes: of prompts not trained on, harmful ones answered from 93 to 11 % (demo set) and from 91 to 22 %
+(SimpleSafetyTests), ordinary benign ones refused 13 % (demo set) and 8 % (GSM8K), all but a few in format. With 80 steps
+and another sampler, in 76 minutes: 9, 13, 4 and 7 %. One run is one draw. README, "The real run". As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
