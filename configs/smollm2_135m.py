@@ -9,8 +9,8 @@ To run it:
 
 Hardware: 2 CPU cores, 24 GB. Result on 2026-11-23, with HarmBench and Self-Instruct among the training prompts, in 91
 minutes: of prompts not trained on, harmful ones answered from 93 to 11 % (demo set) and from 91 to 22 %
-(SimpleSafetyTests), ordinary benign ones refused 13 % (demo set) and 8 % (GSM8K), all but a few in format. With 80 steps
-and another sampler, in 76 minutes: 9, 13, 4 and 7 %. One run is one draw. README, "The real run". As zero: not run.
+(SimpleSafetyTests), ordinary benign ones refused 13 % (demo set) and 8 % (GSM8K), 99.5 % in format. With 80 steps and
+another sampler, in 76 minutes: 9, 13, 4 and 7 %. One run is one draw. README, "The real run". As zero: not run.
 """
 
 from alphaalign_jax.config import defaults

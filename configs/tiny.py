@@ -37,9 +37,9 @@ def get_config(arg=""):
     # One program: compiling another takes longer than it saves, for another size of cache or for fewer rows.
     config.rollout.cache = 56
     config.rollout.fewest_rows = 0
-    # What the model babbles in an answer is noise to the policy gradient, and breaks the format: at temperature 1 one
-    # response in five is out of format, and harmful prompts were refused 2 to 6 % more often than benign ones by step 15
-    # (20 points by step 30); at 0.7 it was 10 to 13 and 23 to 36 points (two seeds).
+    # What the model babbles in an answer is noise to the policy gradient, and breaks the format. At temperature 1 one
+    # response in five was out of format, and harmful prompts were refused 2 points more often than benign ones over
+    # steps 8 to 15 and 22 points over 24 to 31; at 0.7 it was 13 and 10, then 23 and 36 points (two seeds).
     config.rollout.temperature = 0.7
     config.rollout.bucket = 56  # one shape: compiling takes longer than the padding costs
 

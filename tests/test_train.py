@@ -146,8 +146,8 @@ def test_resumed_equals_never_stopped(work, finished, monkeypatch, capsys):
         patched.setattr(Iteration, "__call__", failing)
         assert run(work, "stopped", 3) == 2
     assert "the reward model is down" in capsys.readouterr().err
-    assert run(work, "stopped", 3, "--resume", "--config.rollout.temperature=0.9") == 2
-    assert "differs from the run's in rollout.temperature: 1.0 then, 0.9 now" in capsys.readouterr().err
+    assert run(work, "stopped", 3, "--resume", "--config.rollout.top_k=9") == 2
+    assert "differs from the run's in rollout.top_k: 0 then, 9 now" in capsys.readouterr().err
     assert run(work, "stopped", 3, "--resume", "--config.reward_model.retries=9") == 0
     ours, theirs = saved(work / "stopped", 3), saved(finished, 3)
     assert ours.keys() == theirs.keys() and len(ours) > 20
