@@ -5,10 +5,9 @@ To run it:
     alphaalign train --config=configs/tiny.py            AlphaAlign
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores. Expected result, measured there on 2026-11-22: in 327 s with nothing compiled before, harmful
-prompts answered fall from 100 to 45 %; 14 % of the ordinary benign prompts are refused then, and 49 % of the
-adversarial ones, for which a model that learnt all its English here knows no better; format 96 % before and 98 % after.
-As zero: not run.
+Hardware: 2 CPU cores. Result, measured there on 2026-11-23: in 342 s with nothing compiled before, harmful prompts
+answered fall from 100 to 0 %, but 76 % of the ordinary benign prompts are refused then, and nearly all adversarial
+ones; format 96 % before and 99.5 % after. Other draws: 4 and 8 % answered, 47 and 33 % refused. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
