@@ -116,7 +116,7 @@ def test_torch_stays_out(finished):
     code = f"""
 import sys
 from alphaalign_jax import hf
-from alphaalign_jax.evaluation import commands, outcome
+from alphaalign_jax.evaluation import commands
 from alphaalign_jax.train import finetune, loop
 hf.load_tokenizer({str(finished / "export")!r})
 hf.load_config({str(finished / "export")!r})

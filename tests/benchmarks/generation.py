@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import tempfile
 import time
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from alphaalign_jax import config, hf
+from alphaalign_jax import config, hf, output
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
@@ -80,6 +79,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()
+    if args.out:
+        output.check(args.out)
     display, policy = Display(), Policy.open(args.model)
     rows = sorted(read(Source(path=args.data)), key=lambda row: -len(row.prompt))[: args.prompts]
     prompts = PromptSet.build(rows, policy.tokenizer, render)
@@ -97,7 +98,7 @@ def main() -> None:
     ratio = float(np.median(np.divide(seconds["transformers"][1:], seconds["alphaalign"][1:])))
     found = {**vars(args), "seconds": seconds, "tokens_per_second": rate, "ratio": ratio, "longest": prompts.longest}
     if args.out:
-        pathlib.Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
+        output.write(args.out, json.dumps(found, indent=2) + "\n")
     display.say(
         f"{args.dtype}, {args.prompts} prompts of up to {prompts.longest} tokens, {args.samples} x {args.tokens} new: "
         + ", ".join(f"{name} {value:.0f} tokens/s" for name, value in rate.items())
