@@ -107,8 +107,14 @@ class TrainState:
 
     step: Array  # int32 []
     actor: Any  # pytree of float32 master weights
+    average: Any  # their moving average over the steps; None without one
     actor_opt: Any
     critic: Any  # None without a critic
     critic_opt: Any
     reference: Any  # None without a reference
     kl_coef: Array  # float32 [], the KL controller's current coefficient
+
+    @property
+    def result(self) -> Any:
+        """The policy's weights by which the run is judged, and which it exports."""
+        return self.actor if self.average is None else self.average

@@ -82,10 +82,10 @@ def test_the_policy_learns_whom_to_refuse(advantage):
         rows, _, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
         assert critic is None or metrics["rollout/logprob_gap/max"] < 1e-4
         weights, values = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
-        for half in np.split(np.random.default_rng(step).permutation(B).astype(np.int32), 2):
-            if critic is not None:
-                values, _ = steps.update_critic(values, rows, half)
-            weights, _ = steps.update_actor(weights, rows, half, sampling)
+        halves = np.random.default_rng(step).permutation(B).astype(np.int32).reshape(2, -1)
+        if critic is not None:
+            values, _ = steps.update_critic(values, rows, halves)
+        weights, _ = steps.update_actor(weights, rows, halves, sampling)
         state = state.replace(actor=weights[0], actor_opt=weights[1], critic=values[0], critic_opt=values[1])
     assert np.mean(right[:3]) < 0.65, "it knew from the start: the test shows nothing"
     # The best stretch of five steps, not the last: once all answers are right, whitening blows up what noise is left.

@@ -48,7 +48,7 @@ def assembled(truncated):
     verdict = Verdict(np.ones((B, G), bool), np.array([[False] * G, [True, False, True, False]]), np.ones((B, G), bool))
     value = rng.normal(size=(B, G, T)).astype(np.float32)
     scored = {"logprob": rollout.logprob, "ref_logprob": rollout.logprob, "value": value}
-    state = TrainState(np.int32(0), None, None, None, None, None, np.float32(0))
+    state = TrainState(np.int32(0), None, None, None, None, None, None, np.float32(0))
     return steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)[:3], value
 
 

@@ -16,7 +16,7 @@ import pytest
 import rich.console
 import safetensors.numpy
 
-from alphaalign_jax import config
+from alphaalign_jax import config, hf
 from alphaalign_jax.cli import main
 from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import commands, outcome
@@ -49,6 +49,7 @@ SMALL = {
     "eval.every": "1",
     "eval.limit": "2",
     "algorithm.kl_in_reward": "0.01",
+    "algorithm.ema_decay": "0.5",
     "algorithm.kl_controller": "adaptive",
     "checkpoint.every": "1",
     "checkpoint.keep": "5",
@@ -128,7 +129,7 @@ sys.exit("torch" in sys.modules)
 def saved(folder, step):
     """Every array of a checkpoint, with its path."""
     read = ocp.StandardCheckpointer().restore
-    state = {item: read(folder.absolute() / "checkpoints" / str(step) / item) for item in ("actor", "rest")}
+    state = {item: read(folder.absolute() / "checkpoints" / str(step) / item) for item in ("actor", "average", "rest")}
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
@@ -157,6 +158,20 @@ def test_resumed_equals_never_stopped(work, finished, monkeypatch, capsys):
     assert seen(work / "stopped") == seen(finished)
 
 
+def test_the_moving_average_is_the_run_s_result(finished):
+    """An average that starts at the initial policy, skips a step, or is kept and not exported."""
+    table, decay = "['embed']['table']", 0.5
+    steps = [saved(finished, step) for step in (1, 2, 3)]
+    ages = decay ** np.arange(2, -1, -1)
+    expected = sum(age * step[f"['actor']{table}"] for age, step in zip(ages, steps, strict=True)) / ages.sum()
+    average = steps[-1][f"['average']{table}"]
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+    assert not np.array_equal(average, steps[-1][f"['actor']{table}"])
+    exported = safetensors.numpy.load_file(finished / "export/model.safetensors")
+    assert np.array_equal(exported["model.embed_tokens.weight"], average)
+    assert np.array_equal(hf.load(finished)[1]["embed"]["table"], average)
+
+
 def test_memory_settings_may_change_on_the_way(work, finished, capsys):
     """Where memory ran out, half of the micro-batch is what one goes on with; that rounding differs is said."""
     shutil.copytree(finished, work / "smaller", ignore=shutil.ignore_patterns("export", "summary.json"))
@@ -183,7 +198,7 @@ def test_a_run_is_the_same_on_eight_devices(work, finished):
         for name in (name for name in names if name in b):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-3, err_msg=f"{b['phase']} {name}")
     exported = safetensors.numpy.load_file(work / "mesh/export/model.safetensors")
-    table = saved(work / "mesh", 2)["['actor']['embed']['table']"]
+    table = saved(work / "mesh", 2)["['average']['embed']['table']"]
     assert np.array_equal(exported["model.embed_tokens.weight"], table)
 
 

@@ -72,6 +72,8 @@ def check(config: Config) -> None:
         raise ValueError(
             f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
         )
+    if not 0 <= a.ema_decay < 1:
+        raise ValueError(f"algorithm.ema_decay={a.ema_decay}: expected a number from 0 to below 1; 0 is off")
     _check_algorithm(config)
     if not a.reference and (a.kl_in_reward or a.kl_loss):
         raise ValueError(f"algorithm.kl_in_reward={a.kl_in_reward}, kl_loss={a.kl_loss} need algorithm.reference=True")

@@ -142,6 +142,9 @@ class Algorithm:
     reference: bool = True  # keep the initial policy, to log the KL to it; the KL terms need it
     epochs: int = 1  # passes over a step's rollouts
     minibatches: int = 1  # optimizer steps a pass
+    # Of the moving average of the policy's weights over the steps, which is then what is evaluated and exported: how
+    # often a policy refuses at all swings from step to step. Its memory is 1 / (1 - ema_decay) steps; 0 is off.
+    ema_decay: float = 0.0
     micro_batch: int = 0  # prompts a gradient-accumulation slice; 0 is the whole mini-batch
     truncated: str = "terminal"  # or bootstrap, mask
     logprob_chunk: int = 64  # response slots whose logits are held at a time

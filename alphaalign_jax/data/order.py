@@ -70,7 +70,7 @@ class PromptOrder:
         return np.concatenate(parts)[_permutation(self.batch, self.seed, _WITHIN, step)]
 
 
-def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: int) -> list[np.ndarray]:
+def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: int) -> np.ndarray:
     """Places [0, B) of a batch, shuffled and cut into ``parts``, each with the batch's mix of labels.
 
     A mini-batch of harmful prompts alone would teach to refuse and the next one to answer: at the end of both the
@@ -80,7 +80,7 @@ def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: i
       label: int [B]; B divides by ``parts``.
 
     Returns:
-      int32 [B // parts] each.
+      int32 [parts, B // parts].
     """
     shuffled = _permutation(len(label), seed, _MINIBATCH, step, epoch)
     # Each label's rows at even distances on [0, 1): any stretch of the line holds its share of them.
@@ -89,7 +89,7 @@ def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: i
         members = shuffled[label[shuffled] == value]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = shuffled[np.argsort(place[shuffled], kind="stable")]
-    return [part.astype(np.int32) for part in np.split(order, parts)]
+    return order.reshape(parts, -1).astype(np.int32)
 
 
 def _balanced_streams(n: int, batch: int, labels: Sequence[int] | np.ndarray | None, fraction: float) -> list:

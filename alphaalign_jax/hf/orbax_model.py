@@ -49,10 +49,12 @@ def describe_run(
     tokenizer: Any,
     base_config: Mapping[str, Any] | None,
     generation_config: Mapping[str, Any] | None,
+    *,
+    item: str,
 ) -> None:
     """Makes a training run's folder a model; ``resolve(run_dir)`` finds it.
 
-    ``<run>/model`` holds configs and tokenizer, and says that the weights are item ``actor`` of the newest step in
+    ``<run>/model`` holds configs and tokenizer, and says that the weights are ``item`` of the newest step in
     ``<run>/checkpoints``.
     """
     config = merged_config(network, base_config, tokenizer, "float32")
@@ -61,7 +63,7 @@ def describe_run(
         "head": network.head,
         "dtype": "float32",
         "steps": "../checkpoints",
-        "item": "actor",
+        "item": item,
     }
     with staged(Path(run_dir) / "model", **marks) as out:
         if jax.process_index() == 0:

@@ -12,7 +12,9 @@ import orbax.checkpoint as ocp
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.types import TrainState
 
-# The policy is an item of its own, so that it can be read without the rest (``hf.load`` of a run's folder).
+# The policy and its average are items of their own, so that either can be read without the rest (``hf.load`` of a run's
+# folder).
+_POLICY = ("actor", "average")
 _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
 # What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
 # rate decays over them).
@@ -22,9 +24,15 @@ _FREE += ("reward_model.timeout_s", "reward_model.retries", "reward_model.token_
 _ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.logprob_chunk", "rollout.cache", "rollout.fewest_rows")
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
-    """Only what is there: Orbax has no leaf for None."""
-    return {name: getattr(state, name) for name in _REST if getattr(state, name) is not None}
+def result_item(config: config_lib.Config) -> str:
+    """Item of a checkpoint that holds the weights of ``TrainState.result``."""
+    return "average" if config.algorithm.ema_decay else "actor"
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state by item of a checkpoint. Only what is there: Orbax has no leaf for None."""
+    there = lambda names: {name: getattr(state, name) for name in names if getattr(state, name) is not None}
+    return there(_POLICY) | {"rest": there(_REST)}
 
 
 class Checkpoints:
@@ -40,7 +48,7 @@ class Checkpoints:
         """The folder is made by the first save, not by a run that is refused."""
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(max_to_keep=self._settings.keep, create=True)
-            items = {"actor": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler()}
+            items = {name: ocp.StandardCheckpointHandler() for name in (*_POLICY, "rest")}
             handlers = {**items, "meta": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         return self._manager
@@ -83,22 +91,16 @@ class Checkpoints:
         step, manager = int(state.step), self._open()
         if step in manager.all_steps():
             return
-        items = ocp.args.Composite(
-            actor=ocp.args.StandardSave(state.actor),
-            rest=ocp.args.StandardSave(_rest(state)),
-            meta=ocp.args.JsonSave(_plain(meta)),
-        )
-        manager.save(step, args=items)
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(_plain(meta))))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state and its meta, laid out as ``like`` (ShapeDtypeStructs with shardings)."""
-        items = ocp.args.Composite(
-            actor=ocp.args.StandardRestore(like.actor),
-            rest=ocp.args.StandardRestore(_rest(like)),
-            meta=ocp.args.JsonRestore(),
-        )
-        restored = self._manager.restore(self._manager.latest_step(), args=items)
-        return like.replace(actor=restored["actor"], **restored["rest"]), restored["meta"]
+        items = {name: ocp.args.StandardRestore(item) for name, item in _items(like).items()}
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(self._manager.latest_step(), args=args)
+        policy = {name: restored[name] for name in items if name != "rest"}
+        return like.replace(**policy, **restored["rest"]), restored["meta"]
 
     def close(self) -> None:
         """Waits for writes under way."""

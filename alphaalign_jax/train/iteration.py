@@ -90,6 +90,7 @@ class Iteration:
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
             actor=actor[0],
+            average=None if state.average is None else self.steps.average(state.average, actor[0], np.int32(step)),
             actor_opt=actor[1],
             critic=critic[0],
             critic_opt=critic[1],
@@ -154,14 +155,11 @@ class Iteration:
 
         Returns the weights and the first mini-batch's own metrics.
         """
-        a, seen = self.config.algorithm, []
-        for epoch in range(a.epochs):
-            for index in minibatches(label, a.minibatches, self.config.seed, step=step, epoch=epoch):
-                weights, got = update(weights, batch, index, *extra)
-                seen.append(got)
-        jax.block_until_ready(weights)
-        metrics.update({name: jnp.mean(jnp.stack([m[name] for m in seen])) for name in seen[0]})
-        return weights, seen[0]
+        a, seed = self.config.algorithm, self.config.seed
+        order = [minibatches(label, a.minibatches, seed, step=step, epoch=epoch) for epoch in range(a.epochs)]
+        weights, seen = jax.block_until_ready(update(weights, batch, np.concatenate(order), *extra))
+        metrics.update({name: jnp.mean(each) for name, each in seen.items()})
+        return weights, {name: each[0] for name, each in seen.items()}
 
 
 def check_gap(gap: float, config: Config) -> None:

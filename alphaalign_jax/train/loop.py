@@ -21,7 +21,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
-from alphaalign_jax.train.checkpoint import Checkpoints
+from alphaalign_jax.train.checkpoint import Checkpoints, result_item
 from alphaalign_jax.train.iteration import Iteration, Sampled
 from alphaalign_jax.train.records import Records, brief, check_unused, versions
 from alphaalign_jax.train.sft import Supervised
@@ -72,9 +72,9 @@ class Run:
         state, meta = self._resumed() if self.checkpoints.latest() is not None else self._fresh()
         state = self._reinforce(state, meta)
         self._save(state, meta)
-        after = self.evaluate(state.actor, "after", step=self.config.steps)
+        after = self.evaluate(state.result, "after", step=self.config.steps)
         if self.config.export:
-            self.p.policy.export(state.actor, self.p.actor, self.config.export_dir)
+            self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.export_dir}")
         return self._conclude(meta, after)
 
@@ -90,7 +90,8 @@ class Run:
             self.display.say(str(p.audit))
         # The run's folder becomes a model that generate, evaluate and convert read: its newest checkpoint.
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
-        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs)
+        item = result_item(self.config)
+        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs, item=item)
 
     # The state of the first step --------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Run:
                 advance(1, **_figures(metrics))
                 done = step + 1
                 if c.eval.every and done % c.eval.every == 0 and done < c.steps:
-                    self.evaluate(state.actor, "eval", step=done, limit=c.eval.limit)
+                    self.evaluate(state.result, "eval", step=done, limit=c.eval.limit)
                 if c.checkpoint.every and done % c.checkpoint.every == 0:
                     self._save(state, meta)
         return state

@@ -7,6 +7,7 @@ Settings, networks and layouts are fixed when ``Steps`` is made; sampling settin
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -54,6 +55,7 @@ class Steps:
         self.assemble = compiled(self._assemble, layout)
         self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
         self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
+        self.average = compiled(self._average, layout, donate_argnums=0)
 
     def _check(self) -> None:
         """Everything divides over the mesh; raises ValueError with the numbers."""
@@ -68,14 +70,15 @@ class Steps:
 
     def init_state(self, actor: Params, critic: Params | None) -> TrainState:
         """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
-        reference = jax.tree.map(jnp.copy, actor) if self.config.algorithm.reference else None
+        copy = lambda wanted: jax.tree.map(jnp.copy, actor) if wanted else None
         return TrainState(
             step=self.scalar(0, jnp.int32),
             actor=actor,
+            average=copy(self.config.algorithm.ema_decay),
             actor_opt=optimizer.init(self.actor_tx, self.actor, actor, self.layout),
             critic=critic,
             critic_opt=None if critic is None else optimizer.init(self.critic_tx, self.critic, critic, self.layout),
-            reference=reference,
+            reference=copy(self.config.algorithm.reference),
             kl_coef=self.scalar(self.config.algorithm.kl_in_reward, jnp.float32),
         )
 
@@ -102,6 +105,7 @@ class Steps:
         return TrainState(
             step=scalar(jnp.int32),
             actor=actor,
+            average=actor if self.config.algorithm.ema_decay else None,
             actor_opt=actor_opt,
             critic=critic,
             critic_opt=critic_opt,
@@ -251,29 +255,45 @@ class Steps:
     def _update_actor(
         self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling
     ) -> tuple[tuple, Metrics]:
-        """One optimizer step of (weights, optimizer state) on rows ``index`` of the batch."""
-        rows = objectives.take(batch, index)
-        total = Denominator.of(rows.sampled)
+        """Optimizer steps of (weights, optimizer state): step m on rows ``index[m]`` of the batch, int32 [M, rows].
+
+        The metrics are those of each step, [M].
+        """
         settings, horizon = self.config.algorithm, self.config.rollout.max_new_tokens
-        objective = lambda params, part: objectives.actor_objective(
+        objective = lambda params, part, total: objectives.actor_objective(
             self.actor, params, part, total, sampling, settings, horizon
         )
-        return self._update("actor", self.config.optimizer, self.actor_tx, actor, objective, rows)
+        return self._update("actor", self.config.optimizer, self.actor_tx, actor, objective, batch, index)
+
+    def _average(self, average: Params, actor: Params, step: Array) -> Params:
+        """The moving average of the weights after ``step`` 0, 1, ..., with the policy's new ones in it.
+
+        With weights of decay^age that sum to 1 (Kingma and Ba 2015, section 3): the initial policy has no part in it.
+        """
+        decay = jnp.float32(self.config.algorithm.ema_decay)
+        share = (1 - decay) / (1 - decay ** (step + 1))
+        return jax.tree.map(lambda mean, new: mean + share * (new - mean), average, actor)
 
     def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
-        rows = objectives.take(batch, index)
-        total = Denominator.of(rows.sampled)
-        objective = lambda params, part: objectives.critic_objective(
+        objective = lambda params, part, total: objectives.critic_objective(
             self.critic, params, part, total, self.config.critic
         )
-        return self._update("critic", self.config.critic.optimizer, self.critic_tx, critic, objective, rows)
+        return self._update("critic", self.config.critic.optimizer, self.critic_tx, critic, objective, batch, index)
 
-    def _update(self, name: str, settings, tx, weights_and_state, objective, rows):
-        params, opt_state = weights_and_state
-        rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
-        gradient, metrics = objectives.accumulate(objective, params, rows, self.config.algorithm.micro_batch)
-        params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
-        return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
+    def _update(self, name: str, settings, tx, weights_and_state, objective, batch, index):
+        """All steps in one program: dispatched one by one, each would hold its temporaries from its dispatch on, and on
+        CPU three mini-batches took three times the memory of one."""
+
+        def one(weights_and_state, index):
+            params, opt_state = weights_and_state
+            rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
+            rows = objectives.take(batch, index)
+            share = functools.partial(objective, total=Denominator.of(rows.sampled))
+            gradient, metrics = objectives.accumulate(share, params, rows, self.config.algorithm.micro_batch)
+            params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
+            return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
+
+        return jax.lax.scan(one, weights_and_state, index)
 
 
 def _spread(name: str, values: Array, mask: Array) -> Metrics:
