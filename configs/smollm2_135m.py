@@ -7,10 +7,10 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 24 GB. Result on 2026-11-23, with HarmBench and Self-Instruct among the training prompts, in 91
-minutes: of prompts not trained on, harmful ones answered from 93 to 11 % (demo set) and from 91 to 22 %
-(SimpleSafetyTests), ordinary benign ones refused 13 % (demo set) and 8 % (GSM8K), 99.5 % in format. With 80 steps and
-another sampler, in 76 minutes: 9, 13, 4 and 7 %. One run is one draw. README, "The real run". As zero: not run.
+Hardware: 2 CPU cores, 24 GB. Result on 2026-11-23, with HarmBench and Self-Instruct among the training prompts, in 88
+minutes: of prompts not trained on, harmful ones answered from 93 to 9 % (demo set) and from 91 to 8 %
+(SimpleSafetyTests), ordinary benign ones refused 3 % (demo set) and 0.3 % (GSM8K), all in format. One run is one draw:
+README, "The real run". As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
@@ -70,7 +70,7 @@ def get_config(arg=""):
     config.algorithm.ema_decay = 0.95
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 4
-    config.optimizer.decay = 0.25  # at a constant rate the refusals of both labels swing together by 50 points
+    config.optimizer.decay = 0.25
     config.eval.batch = 108
     config.eval.max_new_tokens = 96  # more than in training: held-out questions may be longer, and so are their answers
     config.checkpoint.every = 10

@@ -93,6 +93,9 @@ def test_overrides_are_typed():
         ("reward_model.kind", "none", "needs a reward model"),
         ("rollout.temperature", "0", "training samples"),
         ("algorithm.truncated", "drop", "terminal, bootstrap, mask"),
+        ("algorithm.ema_decay", "1", "from 0 to below 1"),
+        ("data.harmful_fraction", "-0.5", "or -1 to leave it to the mix"),
+        ("rollout.group", "1", "compares rollouts of one prompt"),
     ],
 )
 def test_mistakes_are_named(key, value, words):

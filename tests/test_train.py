@@ -232,6 +232,17 @@ def test_a_second_start_in_the_same_folder_is_refused(work, finished, capsys):
     assert "holds no finished checkpoint" in capsys.readouterr().err
 
 
+def test_a_critic_that_misses_a_tensor_is_refused_at_once(work, finished, capsys):
+    """Its weights are read after the warm-up and the first evaluation: an hour late for a file that is incomplete."""
+    shutil.copytree(finished / "export", work / "critic")
+    tensors = safetensors.numpy.load_file(work / "critic/model.safetensors")
+    del tensors["model.norm.weight"]
+    safetensors.numpy.save_file(tensors, work / "critic/model.safetensors", metadata={"format": "np"})
+    assert run(work, "with-critic", 1, f"--config.critic.path={work / 'critic'}", "--config.critic.num_layers=0") == 2
+    said = capsys.readouterr()
+    assert "model.norm.weight" in said.err and "warm-up" not in said.out
+
+
 def generate(work, model, name, *extra):
     out = work / name
     prompts = work / "heldout.jsonl"
