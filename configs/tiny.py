@@ -53,6 +53,7 @@ def get_config(arg=""):
     config.algorithm.kl_loss = 0.05
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
     config.algorithm.minibatches = 4
+    config.algorithm.ema_decay = 0.9  # how often it refuses at all swings from step to step; the average does not
     # At 2e-4 and 30 steps 20 % of harmful prompts were answered and 38 % of ordinary ones refused; at 4e-4 68 and 10 %.
     config.optimizer.learning_rate = 3e-4
     config.optimizer.decay = 0.3
