@@ -18,7 +18,7 @@ def get_config(arg=""):
         raise ValueError(f"configs/tiny.py:{arg}: expected no argument, or zero")
     config = defaults()
     config.name = "tiny" if not arg else "tiny-zero"
-    config.steps = 34
+    config.steps = 32
     config.model.path = "builtin:tiny"
     config.data.harmful_fraction = 0.5
     config.data.bucket = 48  # one shape for every batch, of training and held-out prompts alike
