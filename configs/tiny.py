@@ -5,9 +5,9 @@ To run it:
     alphaalign train --config=configs/tiny.py            AlphaAlign
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores. Result, measured there on 2026-11-23: in 342 s with nothing compiled before, harmful prompts
-answered fall from 100 to 0 %, but 76 % of the ordinary benign prompts are refused then, and nearly all adversarial
-ones; format 96 % before and 99.5 % after. Other draws: 4 and 8 % answered, 47 and 33 % refused. As zero: not run.
+Hardware: 2 CPU cores. Result, measured there on 2026-11-23: in 307 s with nothing compiled before, harmful prompts
+answered fall from 100 to 4 %, but 68 % of the ordinary benign prompts are refused then, and nearly all adversarial ones;
+format 96 % before and 89 % after. Other draws: 9 % answered, 32 and 29 % refused. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
