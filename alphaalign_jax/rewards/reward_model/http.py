@@ -267,7 +267,7 @@ class HttpRewardModel:
     def _read(self, response: http.client.HTTPResponse, sock: Any, deadline: float) -> bytes:
         """The whole body, within the deadline and the size limit. A socket's own time-out only bounds each packet."""
         limit, chunks, size = self._limits.max_response_bytes, [], 0
-        while True:
+        while not response.isclosed():  # Python 3.13 closes it, and its socket, with the last byte that was promised
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"response not complete after {self._limits.read_timeout:g} s")
