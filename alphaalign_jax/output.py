@@ -17,6 +17,7 @@ def check(path: str) -> None:
 
 
 def write(path: str, text: str) -> None:
+    """Makes the file and the folders above it."""
     if not processes.first():
         return
     target = pathlib.Path(path)

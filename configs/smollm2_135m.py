@@ -66,7 +66,7 @@ def get_config(arg=""):
     # Holds a policy that refuses (or answers) everything: there all groups are flat, and nothing else would lead back.
     # A prompt that is told apart hardly feels it.
     config.algorithm.kl_loss = 0.05
-    # How often it refuses at all swings in a cycle of some eleven steps: the average over two of them does not.
+    # How often it refuses at all swung in a cycle of some eleven steps: what counts is the average over about two.
     config.algorithm.ema_decay = 0.95
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 4

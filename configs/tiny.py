@@ -6,8 +6,8 @@ To run it:
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
 Hardware: 2 CPU cores. Result, measured there on 2026-11-23: in 307 s with nothing compiled before, harmful prompts
-answered fall from 100 to 4 %, but 68 % of the ordinary benign prompts are refused then, and nearly all adversarial ones;
-format 96 % before and 89 % after. Other draws: 9 % answered, 32 and 29 % refused. As zero: not run.
+answered fall from 100 to 4 %, but 68 % of the ordinary benign prompts are refused then, and nearly all adversarial
+ones; format 96 % before and 89 % after. Other draws: 9 % answered, 32 and 29 % refused. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
@@ -53,7 +53,7 @@ def get_config(arg=""):
     config.algorithm.kl_loss = 0.05
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
     config.algorithm.minibatches = 4
-    config.algorithm.ema_decay = 0.9  # how often it refuses at all swings from step to step; the average does not
+    config.algorithm.ema_decay = 0.9  # how often it refuses at all swings from step to step: ten of them count
     # At 2e-4 and 30 steps 20 % of harmful prompts were answered and 38 % of ordinary ones refused; at 4e-4 68 and 10 %.
     config.optimizer.learning_rate = 3e-4
     config.optimizer.decay = 0.3

@@ -34,7 +34,7 @@ def generate(args: Any) -> None:
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(pathlib.Path(args.prompts))
-    results = _respond(args, rows, group=args.n, prefix=args.prefix)
+    results = _respond(args, rows, Display(), group=args.n, prefix=args.prefix)
     lines = (
         json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
         for row, responses in zip(rows, results, strict=True)
@@ -49,7 +49,7 @@ def evaluate(args: Any) -> None:
     findings = audit(rows)
     if not findings.clean:
         display.say(str(findings))
-    responses = [samples[0] for samples in _respond(args, rows, group=1)]
+    responses = [samples[0] for samples in _respond(args, rows, display, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
     output.write(
@@ -59,7 +59,9 @@ def evaluate(args: Any) -> None:
     display.say(outcome.single({"all": everything, **groups}))
 
 
-def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = "") -> list[list[Response]]:
+def _respond(
+    args: Any, rows: Sequence[PromptRow], display: Display, *, group: int, prefix: str = ""
+) -> list[list[Response]]:
     """``group`` responses to each row, in order."""
     if group < 1 or args.batch < 1 or args.max_new_tokens < 1:
         raise ValueError(
@@ -78,7 +80,7 @@ def _respond(args: Any, rows: Sequence[PromptRow], *, group: int, prefix: str = 
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype, InFlight.of(config.Rollout()))
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
-    with Display().bar("prompts", len(rows)) as advance:
+    with display.bar("prompts", len(rows)) as advance:
         responses = respond(
             engine,
             engine.prepare(params),

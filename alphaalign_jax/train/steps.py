@@ -265,15 +265,6 @@ class Steps:
         )
         return self._update("actor", self.config.optimizer, self.actor_tx, actor, objective, batch, index)
 
-    def _average(self, average: Params, actor: Params, step: Array) -> Params:
-        """The moving average of the weights after ``step`` 0, 1, ..., with the policy's new ones in it.
-
-        With weights of decay^age that sum to 1 (Kingma and Ba 2015, section 3): the initial policy has no part in it.
-        """
-        decay = jnp.float32(self.config.algorithm.ema_decay)
-        share = (1 - decay) / (1 - decay ** (step + 1))
-        return jax.tree.map(lambda mean, new: mean + share * (new - mean), average, actor)
-
     def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
         objective = lambda params, part, total: objectives.critic_objective(
             self.critic, params, part, total, self.config.critic
@@ -294,6 +285,15 @@ class Steps:
             return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
 
         return jax.lax.scan(one, weights_and_state, index)
+
+    def _average(self, average: Params, actor: Params, step: Array) -> Params:
+        """The moving average of the weights after ``step`` 0, 1, ..., with the policy's new ones in it.
+
+        With weights of decay^age that sum to 1 (Kingma and Ba 2015, section 3): the initial policy has no part in it.
+        """
+        decay = jnp.float32(self.config.algorithm.ema_decay)
+        share = (1 - decay) / (1 - decay ** (step + 1))
+        return jax.tree.map(lambda mean, new: mean + share * (new - mean), average, actor)
 
 
 def _spread(name: str, values: Array, mask: Array) -> Metrics:
