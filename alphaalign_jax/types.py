@@ -112,6 +112,7 @@ class TrainState:
     critic: Any  # None without a critic
     critic_opt: Any
     reference: Any  # None without a reference
+    ahead: Any  # the next step's ``Rollout``, sampled before this step's update; None where rollout.ahead is off
     kl_coef: Array  # float32 [], the KL controller's current coefficient
 
     @property

@@ -22,7 +22,7 @@ from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import commands, outcome
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
-from alphaalign_jax.train import assembly
+from alphaalign_jax.train import assembly, objectives
 from alphaalign_jax.train.iteration import Iteration, check_gap
 from alphaalign_jax.train.records import Records
 
@@ -176,9 +176,35 @@ def test_memory_settings_may_change_on_the_way(work, finished, capsys):
     """Where memory ran out, half of the micro-batch is what one goes on with; that rounding differs is said."""
     shutil.copytree(finished, work / "smaller", ignore=shutil.ignore_patterns("export", "summary.json"))
     shutil.rmtree(work / "smaller/checkpoints/3")
-    assert run(work, "smaller", 3, "--resume", "--config.algorithm.micro_batch=4") == 0
+    assert run(work, "smaller", 3, "--resume", "--config.algorithm.micro_tokens=400") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "up to rounding: algorithm.micro_batch: 0 then, 4 now" in said
+    assert "up to rounding: algorithm.micro_tokens: 0 then, 400 now" in said
+
+
+def test_the_largest_slice_within_a_budget():
+    """A budget that is rounded up runs out of memory; slices of unequal size, or that do not divide, compile twice."""
+    assert [objectives.largest_slice(12, 100, budget, 1) for budget in (100, 299, 300, 500, 9999)] == [1, 2, 3, 4, 12]
+    assert objectives.largest_slice(16, 100, 1000, 4) == 8
+    with pytest.raises(ValueError, match="4 prompt.*have 400 token slots"):
+        objectives.largest_slice(16, 100, 399, 4)
+
+
+def test_sampling_a_step_ahead_resumes_exactly(work):
+    """The responses that wait between two steps came from weights that are gone: a resume that samples them anew goes
+    on from another policy."""
+    assert run(work, "ahead", 3, "--config.rollout.ahead=true", "--config.export=false") == 0
+    steps = [record for record in lines(work / "ahead/metrics.jsonl") if record["phase"] == "train"]
+    gaps = [step["rollout/logprob_gap/mean"] for step in steps]
+    assert gaps[0] < 1e-4 < min(gaps[1:]), "the second step's responses are not from the policy before the first update"
+    whole = saved(work / "ahead", 3)
+    shutil.rmtree(work / "ahead/checkpoints/3")
+    shutil.rmtree(work / "ahead/checkpoints/2")
+    (work / "ahead/summary.json").unlink()
+    assert run(work, "ahead", 3, "--config.rollout.ahead=true", "--config.export=false", "--resume") == 0
+    again = saved(work / "ahead", 3)
+    assert again.keys() == whole.keys() and any("ahead" in path for path in whole)
+    for path in whole:
+        assert np.array_equal(again[path], whole[path]), path
 
 
 def test_a_run_is_the_same_on_eight_devices(work, finished):

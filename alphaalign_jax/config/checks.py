@@ -31,7 +31,7 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
-    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.critic_warmup eval.every
+    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup eval.every
     eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
 _FRACTIONS = """warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay""".split()
@@ -68,6 +68,10 @@ def check(config: Config) -> None:
         raise ValueError(
             f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}"
         )
+    if a.micro_batch and a.micro_tokens:
+        raise ValueError(
+            f"algorithm.micro_batch={a.micro_batch} and micro_tokens={a.micro_tokens} both set a slice's size; set one"
+        )
     if config.warmup.micro_batch and config.warmup.batch % config.warmup.micro_batch:
         raise ValueError(
             f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
@@ -85,6 +89,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"algorithm.advantage={a.advantage!r} compares rollouts of one prompt: "
             f"rollout.group={r.group} must be at least 2"
+        )
+    if r.ahead and a.old_logprob == "trainer" and not a.sampler_cap:
+        raise ValueError(
+            "rollout.ahead=True samples from the policy before its last update: set algorithm.old_logprob='sampler', or "
+            "algorithm.sampler_cap (2 is usual)"
         )
     if r.temperature <= 0:
         raise ValueError(

@@ -82,6 +82,10 @@ class Rollout:
     cache: int = 128  # response slots of the sampler's first key/value cache, which doubles when full; 0: all at once
     fewest_rows: int = 8  # rows that are done are dropped, down to so many (rollout.engine.InFlight); 0: never
     bucket: int = 32  # response slots of the trainer are a multiple of it
+    # Sample the next step's responses before this step's update: the reward model has a whole step to score them, where
+    # otherwise all wait for it. They are then one update off policy, which algorithm.old_logprob=sampler (a ratio to
+    # the policy that sampled) or algorithm.sampler_cap (weights by it) accounts for.
+    ahead: bool = False
     max_logprob_gap: float = 0.05  # nats, mean: a run whose trainer and sampler differ by more at its start is stopped
 
 
@@ -146,6 +150,7 @@ class Algorithm:
     # often a policy refuses at all swings from step to step. Its memory is 1 / (1 - ema_decay) steps; 0 is off.
     ema_decay: float = 0.0
     micro_batch: int = 0  # prompts a gradient-accumulation slice; 0 is the whole mini-batch
+    micro_tokens: int = 0  # or as many prompts as have so many token slots with their rollouts, padding included
     truncated: str = "terminal"  # or bootstrap, mask
     logprob_chunk: int = 64  # response slots whose logits are held at a time
     critic_warmup: int = 0  # first steps that train the critic alone

@@ -27,6 +27,7 @@ from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train import objectives
 from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses
 
@@ -153,6 +154,7 @@ def prepare(config: Config) -> Prepared:
     )
     actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     _check_length(config, policy.spec, sets)
+    _check_slices(config, sets["train"], train_layout)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
     engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(config.rollout))
     scorer = build_scorer(config)
@@ -173,6 +175,14 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
                 f"{name}: the longest prompt has {longest} tokens; with {slots} new ones that is more than the model's "
                 f"max_position_embeddings={spec.max_positions}; lower rollout.max_new_tokens or drop long prompts"
             )
+
+
+def _check_slices(config: Config, prompts: PromptSet, layout: Layout) -> None:
+    """A budget of token slots that the longest batch fits."""
+    r, a = config.rollout, config.algorithm
+    if a.micro_tokens:
+        slots = prompts.slots() + r.group * r.max_new_tokens
+        objectives.largest_slice(r.prompts // a.minibatches, slots, a.micro_tokens, layout.size("batch"))
 
 
 def critic_network(config: Config, policy: ModelSpec) -> Network:

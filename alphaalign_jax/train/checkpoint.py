@@ -15,13 +15,14 @@ from alphaalign_jax.types import TrainState
 # The policy and its average are items of their own, so that either can be read without the rest (``hf.load`` of a run's
 # folder).
 _POLICY = ("actor", "average")
-_REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "kl_coef")
+_REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "ahead", "kl_coef")
 # What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
 # rate decays over them).
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint")
 _FREE += ("reward_model.timeout_s", "reward_model.retries", "reward_model.token_env")
 # What changes the rounding of a result and nothing else: to go on where memory ran out.
-_ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.logprob_chunk", "rollout.cache", "rollout.fewest_rows")
+_ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
+_ROUNDS += ("rollout.fewest_rows",)
 
 
 def result_item(config: config_lib.Config) -> str:

@@ -32,6 +32,18 @@ from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A step's responses, judged, with the reward model at work on them."""
+
+    index: np.ndarray  # int [B], rows of the training set
+    prompts: Prompts
+    rollout: Rollout  # cut to the bucket of its longest response
+    verdict: Verdict
+    responses: list[list[Response]]  # B x G
+    pending: tuple[ScoreFuture, list] | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampled:
     """What a step sampled, on the host: for the dump of samples."""
 
@@ -54,28 +66,26 @@ class Iteration:
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
         self._controls = control_texts(prepared.policy.tokenizer)
         self._gap_checked = False
+        self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
         """The state after ``step``, its metrics, and what was sampled. ``state`` is donated once the rewards are in: an
         error of the reward model leaves it usable."""
         clock = _Clock()
-        index = self.order.indices(step)
-        # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.
-        prompts = self.p.train.batch(index, row=step * len(index) + np.arange(len(index)))
         with clock("gen"):
-            rollout, verdict, responses = self._rollout(state, prompts, step)
-        pending = self._ask_reward_model(index, responses)
+            asked, ahead = self._responses(state, step)
+        rollout, verdict = asked.rollout, asked.verdict
         with clock("old_log_prob"):
-            prompts = place(prompts, self.p.train_layout)
+            prompts = place(asked.prompts, self.p.train_layout)
             scored = self._score(state, prompts, rollout, step)
         with clock("reward_wait"):
-            helpfulness = _await_scores(pending, verdict.refusal.shape)
+            helpfulness = _await_scores(asked.pending, verdict.refusal.shape)
         with clock("adv"):
             batch, scores, metrics, kl_coef = self.steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)
             if not self._gap_checked:
                 check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
                 self._gap_checked = True
-        label = self.p.train.label[index]
+        label = self.p.train.label[asked.index]
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
             if self.p.critic is not None:
@@ -95,28 +105,50 @@ class Iteration:
             critic=critic[0],
             critic_opt=critic[1],
             reference=state.reference,
+            ahead=ahead,
             kl_coef=kl_coef,
         )
         metrics = {name: float(value) for name, value in to_host(metrics).items()} | clock.metrics()
-        if pending is not None:
-            metrics["timing_s/reward"] = pending[0].seconds  # all of it; reward_wait is what the device did not hide
+        if asked.pending is not None:
+            metrics["timing_s/reward"] = asked.pending[0].seconds  # all of it; reward_wait is what the device did not hide
         tokens = (metrics["prompt_length/mean"] + metrics["response_length/mean"]) * verdict.format.size
         metrics["perf/total_num_tokens"] = tokens
         metrics["perf/throughput"] = tokens / metrics["timing_s/step"] / self.p.train_layout.mesh.size
         metrics["perf/cpu_memory_used_gb"] = processes.memory_used() / 1024**3
         processes.release_freed_memory()
-        return state, metrics, Sampled(index, responses, to_host(scores.reward))
+        return state, metrics, Sampled(asked.index, asked.responses, to_host(scores.reward))
 
-    def _rollout(self, state: TrainState, prompts, step: int) -> tuple[Rollout, Verdict, list[list[Response]]]:
-        """A rollout cut to the bucket of its longest response."""
-        r = self.config.rollout
-        params = self.p.engine.prepare(state.actor)
-        key = jax.random.fold_in(self.key, step)
-        rollout = self.p.engine.rollout(params, prompts, key, self.sampling, group=r.group, slots=r.max_new_tokens)
+    def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
+        """The step's responses, and with ``rollout.ahead`` the next step's: sampled, and on their way to the reward
+        model, before those of this step are awaited."""
+        if self._ahead is not None and self._ahead[0] == step:
+            asked = self._ahead[1]
+        else:  # the first step since a start or a resumption
+            asked = self._ask(step, self._sample(state, step) if state.ahead is None else state.ahead)
+        if not self.config.rollout.ahead:
+            return asked, None
+        rollout = self._sample(state, step + 1)
+        self._ahead = step + 1, self._ask(step + 1, rollout)
+        return asked, rollout
+
+    def _prompts(self, step: int) -> tuple[np.ndarray, Prompts]:
+        index = self.order.indices(step)
+        # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.
+        return index, self.p.train.batch(index, row=step * len(index) + np.arange(len(index)))
+
+    def _sample(self, state: TrainState, step: int) -> Rollout:
+        r, engine = self.config.rollout, self.p.engine
+        params, key = engine.prepare(state.actor), jax.random.fold_in(self.key, step)
+        prompts = self._prompts(step)[1]
+        return engine.rollout(params, prompts, key, self.sampling, group=r.group, slots=r.max_new_tokens)
+
+    def _ask(self, step: int, rollout: Rollout) -> _Asked:
+        index, prompts = self._prompts(step)
         verdict = self.p.engine.judge(rollout)
         responses = host_responses(rollout, verdict, self.p.policy, prompts.batch)
-        longest = max(len(response.token_ids) for group in responses for response in group)
-        return trim(rollout, min(-(-longest // r.bucket) * r.bucket, r.max_new_tokens)), verdict, responses
+        longest, r = max(len(response.token_ids) for group in responses for response in group), self.config.rollout
+        rollout = trim(rollout, min(-(-longest // r.bucket) * r.bucket, r.max_new_tokens))
+        return _Asked(index, prompts, rollout, verdict, responses, self._ask_reward_model(index, responses))
 
     def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
         """Sends benign questions with their answers; harmful prompts and missing answers have nothing to score.

@@ -107,7 +107,7 @@ class Run:
         return state, meta
 
     def _resumed(self) -> tuple[TrainState, dict[str, Any]]:
-        state, meta = self.checkpoints.restore(self.iteration.steps.abstract_state())
+        state, meta = self.checkpoints.restore(self.iteration.steps.abstract_state(self.checkpoints.latest()))
         self.began -= meta["seconds"]
         self.display.say(f"resumed at step {int(state.step)}")
         return state, meta

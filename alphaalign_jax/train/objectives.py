@@ -146,6 +146,18 @@ def accumulate(
     return jax.lax.scan(add, zeros, strided)[0]
 
 
+def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
+    """The most of ``size`` prompts of ``slots`` token slots each that are no more than ``budget`` slots, in slices of one
+    size that divide over ``shards`` devices. ValueError where the smallest is too large."""
+    sizes = [n for n in range(shards, size + 1, shards) if size % n == 0]
+    if sizes[0] * slots > budget:
+        raise ValueError(
+            f"algorithm.micro_tokens={budget}: {sizes[0]} prompt(s), the fewest for {shards} shard(s), have "
+            f"{sizes[0] * slots} token slots with their rollouts"
+        )
+    return max(n for n in sizes if n * slots <= budget)
+
+
 def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
     """``function`` over micro-batches cut as in ``accumulate``; its batch-led results put back in order."""
     size = batch.sampled.shape[0]

@@ -8,6 +8,7 @@ Settings, networks and layouts are fixed when ``Steps`` is made; sampling settin
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ class Steps:
             critic=critic,
             critic_opt=None if critic is None else optimizer.init(self.critic_tx, self.critic, critic, self.layout),
             reference=copy(self.config.algorithm.reference),
+            ahead=None,
             kl_coef=self.scalar(self.config.algorithm.kl_in_reward, jnp.float32),
         )
 
@@ -86,8 +88,8 @@ class Steps:
         """A scalar on every device of the mesh, as a restored one is."""
         return jax.device_put(dtype(value), self.layout.replicated)
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of ``init_state``: what a checkpoint is restored into."""
+    def abstract_state(self, step: int) -> TrainState:
+        """Shapes, dtypes and shardings of the state after ``step`` steps: what a checkpoint is restored into."""
         struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         def network_and_optimizer(network: Network | None, tx):
@@ -110,8 +112,25 @@ class Steps:
             critic=critic,
             critic_opt=critic_opt,
             reference=actor if self.config.algorithm.reference else None,
+            ahead=self._abstract_rollout() if self.config.rollout.ahead and step else None,
             kl_coef=scalar(jnp.float32),
         )
+
+    def _abstract_rollout(self) -> Rollout:
+        r = self.config.rollout
+        shape = (r.prompts, r.group, r.max_new_tokens)
+        rows = lambda dtype: jax.ShapeDtypeStruct(shape[:2], dtype, sharding=self.layout.sharding("batch", "rollout"))
+        place = self.layout.sharding("batch", "rollout", "length")
+        slots = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return Rollout(slots(jnp.int32), rows(jnp.int32), rows(jnp.int32), slots(jnp.bool_), slots(jnp.float32))
+
+    def _micro_batch(self, rows: Examples | TrainBatch) -> int:
+        """Prompts of a slice of ``rows``."""
+        a, (size, *response) = self.config.algorithm, rows.tokens.shape
+        if not a.micro_tokens:
+            return a.micro_batch
+        slots = rows.prompts.tokens.shape[1] + math.prod(response)
+        return objectives.largest_slice(size, slots, a.micro_tokens, self.layout.size("batch"))
 
     # Scoring ----------------------------------------------------------------------------------------------------------
 
@@ -136,7 +155,8 @@ class Steps:
                 scored["value"] = jnp.where(part.sampled, value, 0.0)
             return scored
 
-        return objectives.map_rows(score, Examples(prompts, tokens, sampled), settings.micro_batch)
+        rows = Examples(prompts, tokens, sampled)
+        return objectives.map_rows(score, rows, self._micro_batch(rows))
 
     def _assemble(
         self,
@@ -280,7 +300,7 @@ class Steps:
             rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
             rows = objectives.take(batch, index)
             share = functools.partial(objective, total=Denominator.of(rows.sampled))
-            gradient, metrics = objectives.accumulate(share, params, rows, self.config.algorithm.micro_batch)
+            gradient, metrics = objectives.accumulate(share, params, rows, self._micro_batch(rows))
             params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
             return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
 
