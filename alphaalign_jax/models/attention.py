@@ -2,9 +2,12 @@
 
 A response of rollout g to prompt b sees three stretches of keys, held at the rank at which they differ:
 
-    template prefix   k [P, K, C]          one copy for the batch
-    prompt            k [B, S, K, C]       one copy for the G rollouts of a prompt
-    response          k [B, G, T, K, C]    its own
+    template prefix   k [K, P, C]          one copy for the batch
+    prompt            k [B, K, S, C]       one copy for the G rollouts of a prompt
+    response          k [B, G, K, T, C]    its own
+
+The keys of one head lie together, as the products read them: with heads innermost, every decoded token would copy the
+whole cache into this order first.
 
 The softmax runs over all of them together, so the result is that of one long sequence:
 
@@ -23,8 +26,8 @@ from alphaalign_jax.types import Array
 
 # M = T * Q: the query heads of one key/value head stand beside its tokens, so that each product is one matrix product a
 # (b, g, k), and the queries are transposed once for all segments.
-_SCORES = {3: "bgkmc,ukc->bgkmu", 4: "bgkmc,bukc->bgkmu", 5: "bgkmc,bgukc->bgkmu"}
-_VALUES = {3: "bgkmu,ukc->bgkmc", 4: "bgkmu,bukc->bgkmc", 5: "bgkmu,bgukc->bgkmc"}
+_SCORES = {3: "bgkmc,kuc->bgkmu", 4: "bgkmc,bkuc->bgkmu", 5: "bgkmc,bgkuc->bgkmu"}
+_VALUES = {3: "bgkmu,kuc->bgkmc", 4: "bgkmu,bkuc->bgkmc", 5: "bgkmu,bgkuc->bgkmc"}
 
 # Finite, so that a padded query that sees nothing gives a mean of values, not NaN that would reach real gradients.
 _HIDDEN = -1e30
@@ -34,7 +37,7 @@ _HIDDEN = -1e30
 class Segment:
     """Keys and values that queries may attend to; inside a layer as listed above, between layers with a leading L."""
 
-    k: Array  # compute dtype [U, K, C], [B, U, K, C] or [B, G, U, K, C], rotary embedding applied
+    k: Array  # compute dtype [K, U, C], [B, K, U, C] or [B, G, K, U, C], rotary embedding applied
     v: Array  # same shape
     mask: Array | None = None  # bool, broadcastable to [B, G, T, U]; None: all visible
 
@@ -42,7 +45,7 @@ class Segment:
 def attend(q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Precision) -> Array:
     """Grouped-query attention, softmax in float32. Returns [B, G, T, H, C] in the dtype of ``q``."""
     b, g, t, h, c = q_bgthc.shape
-    k = segments[-1].k.shape[-2]
+    k = segments[-1].k.shape[-3]
     q_bgkmc = jnp.moveaxis(q_bgthc.reshape(b, g, t, k, h // k, c), 2, 3).reshape(b, g, k, -1, c)
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     scores = [_masked(product(_SCORES[s.k.ndim], q_bgkmc, s.k) * c**-0.5, s.mask, t) for s in segments]

@@ -123,13 +123,15 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array
     ) -> tuple[Array, Array, Array]:
-        """x [B, G, T, D]; returns the output and this call's own keys and values [B, G, T, K, C]."""
+        """x [B, G, T, D]; returns the output and this call's own keys and values [B, G, K, T, C]."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q = constrain(rotate(q, cos, sin), "batch", "rollout", "length", "heads", "head_dim")
-        k = constrain(rotate(k, cos, sin), "batch", "rollout", "length", "kv_heads", "head_dim")
-        v = constrain(v, "batch", "rollout", "length", "kv_heads", "head_dim")
+        heads_first = lambda x: constrain(
+            jnp.moveaxis(x, -2, -3), "batch", "rollout", "kv_heads", "length", "head_dim"
+        )
+        k, v = heads_first(rotate(k, cos, sin)), heads_first(v)
         out = attend(q, (*context, Segment(k, v, causal)), precision_of(self.dtype))
         return self.o(out), k, v
 

@@ -62,7 +62,7 @@ class Transformer(nnx.Module):
         """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
 
         ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``). Returns the normed hidden
-        states [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, T, K, C].
+        states [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, K, T, C].
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")

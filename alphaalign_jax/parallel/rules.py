@@ -38,10 +38,10 @@ RuleTable = Mapping[str, tuple[str, ...]]
 ACTIVATIONS = (
     ("batch", "rollout", "length", "act_embed"),
     ("batch", "rollout", "length", "heads", "head_dim"),
-    ("batch", "rollout", "length", "kv_heads", "head_dim"),
+    ("batch", "rollout", "kv_heads", "length", "head_dim"),
     ("batch", "rollout", "length", "mlp"),
-    ("layers", "batch", "rollout", "length", "kv_heads", "head_dim"),
-    ("layers", "batch", "length", "kv_heads", "head_dim"),
+    ("layers", "batch", "rollout", "kv_heads", "length", "head_dim"),
+    ("layers", "batch", "kv_heads", "length", "head_dim"),
     ("batch", "rollout", "length"),
     ("batch", "rollout"),
     ("vocab", None),

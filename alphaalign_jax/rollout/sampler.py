@@ -45,7 +45,7 @@ class Decoding:
     t: Array  # int32 [], slots drawn so far
     hidden: Array  # compute dtype [B, G, D], predicts token t
     context: Context
-    k: Array  # compute dtype [L, B, G, U, K, C], U slots of cache
+    k: Array  # compute dtype [L, B, G, K, U, C], U slots of cache
     v: Array
     keys: Array  # keys [B, G]
     limit: Array  # int32 [B, G], the row's last slot + 1
@@ -61,7 +61,7 @@ class Decoding:
 
     @property
     def capacity(self) -> int:
-        return self.k.shape[3]
+        return self.k.shape[4]
 
 
 def sample(
@@ -98,7 +98,7 @@ def start(
     """Prefills. ``capacity``: slots of the first cache. ``limit`` int32 [B, G]: rows end there at the latest."""
     context = prefill(model, prompts)
     spec, b = model.spec, prompts.batch
-    cache = jnp.zeros((spec.num_layers, b, group, capacity, spec.num_kv_heads, spec.head_dim), model.dtype)
+    cache = jnp.zeros((spec.num_layers, b, group, spec.num_kv_heads, capacity, spec.head_dim), model.dtype)
     cache = _laid_out(cache)
     return Decoding(
         t=jnp.int32(0),
@@ -168,12 +168,12 @@ def decode(
 
 def longer(cache: Array, *, capacity: int) -> Array:
     """Keys or values of a ``Decoding`` with ``capacity`` slots."""
-    more = capacity - cache.shape[3]
-    return _laid_out(jnp.pad(cache, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0), (0, 0))))
+    more = capacity - cache.shape[4]
+    return _laid_out(jnp.pad(cache, ((0, 0), (0, 0), (0, 0), (0, 0), (0, more), (0, 0))))
 
 
 def _laid_out(cache: Array) -> Array:
-    return constrain(cache, "layers", "batch", "rollout", "length", "kv_heads", "head_dim")
+    return constrain(cache, "layers", "batch", "rollout", "kv_heads", "length", "head_dim")
 
 
 def drop(state: Decoding, *, rows: int) -> Decoding:
@@ -187,7 +187,7 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     def segment(s: Segment) -> Segment:
         if s.k.ndim == 4:  # the template prefix is everyone's
             return s
-        own = lambda x: constrain(layered(x, kept // group), "layers", "batch", "length", "kv_heads", "head_dim")
+        own = lambda x: constrain(layered(x, kept // group), "layers", "batch", "kv_heads", "length", "head_dim")
         return Segment(own(s.k), own(s.v), s.mask[kept // group])
 
     context = state.context.replace(
@@ -290,5 +290,5 @@ def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, 
     past = Segment(state.k, state.v, (jnp.arange(state.capacity) < state.t)[None, None, None])
     positions = jnp.broadcast_to((state.context.start + state.t)[..., None], (*token.shape, 1))
     hidden, (k, v) = model.extend(token[..., None], positions, (*state.context.segments, past))
-    write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=3)
+    write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=4)
     return hidden[:, :, 0], write(state.k, k), write(state.v, v)
