@@ -199,24 +199,24 @@ def test_support_matches_transformers_warpers():
 
 
 @functools.cache
-def engine(in_flight):
+def engine(in_flight, scan=True):
     layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("tensor"))
     verifiers = Verifiers.build([bytes([i + 40]) for i in range(V)], STOPS)
-    return Engine(NETWORK, layout, verifiers, STOPS, in_flight=in_flight)
+    return Engine(NETWORK, layout, verifiers, STOPS, in_flight=in_flight, scan=scan)
 
 
-@pytest.mark.parametrize("forced", [None, jnp.array([9, STOPS[0]], jnp.int32)])
-def test_dropping_rows_and_growing_the_cache_change_no_sample(forced, monkeypatch):
+@pytest.mark.parametrize("forced, scan", [(None, True), (jnp.array([9, STOPS[0]], jnp.int32), True), (None, False)])
+def test_dropping_rows_and_growing_the_cache_change_no_sample(forced, scan, monkeypatch):
     """Rows that are moved with another row's keys, prompt or position, or written back in another's place."""
     limit = np.ceil(SLOTS * np.random.default_rng(3).random((4, 16)) ** 4).astype(np.int32)
     sizes = dict(group=16, slots=SLOTS, forced=forced, limit=limit)
     sampling, key = Sampling.create(1.5), jax.random.key(8)
     whole = engine(InFlight(cache=0, fewest_rows=0)).rollout(params(), prompts(), key, sampling, **sizes)
-    staged, called = engine(InFlight(cache=3, fewest_rows=1)), []
+    staged, called = engine(InFlight(cache=3, fewest_rows=1), scan), []
     for name in ("_drop", "_longer"):
         stage = getattr(staged, name)
         monkeypatch.setattr(staged, name, lambda *a, _of=(name, stage), **k: called.append(_of[0]) or _of[1](*a, **k))
-    few = staged.rollout(params(), prompts(), key, sampling, **sizes)
+    few = staged.rollout(staged.prepare(params()), prompts(), key, sampling, **sizes)
     assert "_drop" in called and called.count("_longer") == 4, "nothing changed, nothing is shown"
     assert 0.02 < (np.asarray(whole.finish) == Finish.STOP).mean() < 0.95
     for name in ("tokens", "length", "finish", "sampled"):

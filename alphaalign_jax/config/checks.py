@@ -31,8 +31,8 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
-    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup eval.every
-    eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
+    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
+    eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
 _FRACTIONS = """warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay""".split()
 
@@ -92,7 +92,7 @@ def check(config: Config) -> None:
         )
     if r.ahead and a.old_logprob == "trainer" and not a.sampler_cap:
         raise ValueError(
-            "rollout.ahead=True samples from the policy before its last update: set algorithm.old_logprob='sampler', or "
+            "rollout.ahead=True samples from the policy before its last update: set algorithm.old_logprob='sampler' or "
             "algorithm.sampler_cap (2 is usual)"
         )
     if r.temperature <= 0:

@@ -81,6 +81,8 @@ class Rollout:
     top_p: float = 1.0  # 1 is off
     cache: int = 128  # response slots of the sampler's first key/value cache, which doubles when full; 0: all at once
     fewest_rows: int = 8  # rows that are done are dropped, down to so many (rollout.engine.InFlight); 0: never
+    # Decode all layers by one program; without, each has its own, and none is copied out of a stack at every token.
+    scan_layers: bool = True
     bucket: int = 32  # response slots of the trainer are a multiple of it
     # Sample the next step's responses before this step's update: the reward model has a whole step to score them, where
     # otherwise all wait for it. They are then one update off policy, which algorithm.old_logprob=sampler (a ratio to

@@ -35,7 +35,10 @@ _HIDDEN = -1e30
 
 @flax.struct.dataclass
 class Segment:
-    """Keys and values that queries may attend to; inside a layer as listed above, between layers with a leading L."""
+    """Keys and values that queries may attend to; inside a layer as listed above.
+
+    Between layers ``k`` and ``v`` have a leading L, or are lists of L.
+    """
 
     k: Array  # compute dtype [K, U, C], [B, K, U, C] or [B, G, K, U, C], rotary embedding applied
     v: Array  # same shape

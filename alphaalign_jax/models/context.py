@@ -5,7 +5,10 @@ Sampler and trainer both enter the model here, so what one samples from is what 
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.models.attention import Segment
@@ -29,13 +32,20 @@ def prefill(model: Transformer, prompts: Prompts) -> Context:
     if prefix_len:
         positions = jnp.arange(prefix_len, dtype=jnp.int32)[None, None]
         _, (k, v) = model.extend(prompts.prefix[None, None], positions)
-        segments = (Segment(k[:, 0, 0], v[:, 0, 0]),)
+        segments = (_segment(k, v, (-5, -4)),)
     positions = jnp.broadcast_to(prefix_len + jnp.arange(slots, dtype=jnp.int32), prompts.tokens.shape)
     hidden, (k, v) = model.extend(prompts.tokens[:, None], positions[:, None], segments)
     visible = jnp.arange(slots) < prompts.length[:, None]  # [B, S]
-    segments += (Segment(k[:, :, 0], v[:, :, 0], visible[:, None, None]),)
+    segments += (_segment(k, v, -4, visible[:, None, None]),)
     last = jnp.take_along_axis(hidden[:, 0], (prompts.length - 1)[:, None, None], axis=1)
     return Context(segments, last, (prefix_len + prompts.length)[:, None].astype(jnp.int32))
+
+
+def _segment(k: Any, v: Any, axes: int | tuple[int, ...], mask: Array | None = None) -> Segment:
+    """Without the axes of size 1 that ``extend`` leaves where there are no rollouts, or no batch; counted from the end,
+    so that it does not matter whether layers are stacked."""
+    squeezed = lambda tree: jax.tree.map(lambda x: jnp.squeeze(x, axes), tree)
+    return Segment(squeezed(k), squeezed(v), mask)
 
 
 def response_states(model: Transformer, prompts: Prompts, tokens: Array) -> Array:

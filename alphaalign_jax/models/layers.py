@@ -108,7 +108,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 class Attention(nnx.Module):
     """Causal self-attention that also sees a context of earlier segments."""
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int, dtype, param_dtype):
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, dtype, param_dtype):
         d, h, k, c = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
         common = dict(rngs=rngs, stack=stack, dtype=dtype, param_dtype=param_dtype)
         self.q = Dense((d, h, c), ("embed", "heads", "head_dim"), bias=spec.qkv_bias, **common)
@@ -128,9 +128,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q = constrain(rotate(q, cos, sin), "batch", "rollout", "length", "heads", "head_dim")
-        heads_first = lambda x: constrain(
-            jnp.moveaxis(x, -2, -3), "batch", "rollout", "kv_heads", "length", "head_dim"
-        )
+        heads_first = lambda x: constrain(jnp.moveaxis(x, -2, -3), "batch", "rollout", "kv_heads", "length", "head_dim")
         k, v = heads_first(rotate(k, cos, sin)), heads_first(v)
         out = attend(q, (*context, Segment(k, v, causal)), precision_of(self.dtype))
         return self.o(out), k, v
@@ -151,11 +149,11 @@ class MLP(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and feed-forward, all L layers' weights stacked."""
+    """Pre-norm attention and feed-forward: ``stack`` layers' weights together, or one layer's."""
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype, param_dtype):
-        common = dict(rngs=rngs, stack=spec.num_layers, dtype=dtype, param_dtype=param_dtype)
-        norm = dict(stack=spec.num_layers, param_dtype=param_dtype)
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, dtype, param_dtype):
+        common = dict(rngs=rngs, stack=stack, dtype=dtype, param_dtype=param_dtype)
+        norm = dict(stack=stack, param_dtype=param_dtype)
         self.attn_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
         self.attn = Attention(spec, **common)
         self.mlp_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)

@@ -24,11 +24,11 @@ class Network:
     head: str = "lm"  # lm, value, score
     dtype: str = "float32"  # compute dtype
     remat: str = "full"  # none, dots, full
+    scan: bool = True  # layers stacked and scanned; without, each has weights and a program of its own
 
     def _build(self, rngs: nnx.Rngs, param_dtype: Any) -> Transformer:
-        return Transformer(
-            self.spec, head=self.head, rngs=rngs, dtype=jnp.dtype(self.dtype), param_dtype=param_dtype, remat=self.remat
-        )
+        types = dict(dtype=jnp.dtype(self.dtype), param_dtype=param_dtype)
+        return Transformer(self.spec, head=self.head, rngs=rngs, remat=self.remat, scan=self.scan, **types)
 
     @functools.lru_cache  # noqa: B019 - neither the key nor the cached shapes keep arrays alive
     def _abstract(self, param_dtype: str = "float32") -> Transformer:
@@ -46,6 +46,13 @@ class Network:
     def init(self, key: jax.Array, param_dtype: str = "float32") -> Params:
         """Freshly initialised weights. Jittable: jit it with output shardings to initialise in place."""
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key), jnp.dtype(param_dtype))))
+
+    def from_stacked(self, params: Params) -> Params:
+        """Weights with stacked layers, as they are kept and stored, as this network has them."""
+        if self.scan:
+            return params
+        layer = lambda i: jax.tree.map(lambda x: x[i], params["layers"])
+        return {**params, "layers": {i: layer(i) for i in range(self.spec.num_layers)}}
 
     def bind(self, params: Params) -> Transformer:
         """The module with these weights."""

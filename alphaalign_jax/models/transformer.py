@@ -7,6 +7,7 @@ of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,7 +47,9 @@ class Transformer(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         remat: str = "full",
+        scan: bool = True,
     ):
+        """``scan``: layers are stacked, and one program runs all. Without, each has its own weights and program."""
         if head not in HEADS:
             raise ValueError(f"head {head!r} is not known; known: {', '.join(HEADS)}")
         if remat not in REMAT:
@@ -54,15 +57,20 @@ class Transformer(nnx.Module):
         self.spec, self.head_kind, self.dtype, self.remat = spec, head, jnp.dtype(dtype), remat
         common = dict(rngs=rngs, dtype=self.dtype, param_dtype=param_dtype)
         self.embed = Embedding(spec, rngs=rngs, param_dtype=param_dtype)
-        self.layers = DecoderLayer(spec, **common)
+        self.scan = scan
+        if scan:
+            self.layers = DecoderLayer(spec, stack=spec.num_layers, **common)
+        else:
+            self.layers = nnx.List([DecoderLayer(spec, stack=None, **common) for _ in range(spec.num_layers)])
         self.final_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, param_dtype=param_dtype)
         self.head = _head(spec, head, common)
 
     def extend(self, tokens: Array, positions: Array, context: tuple[Segment, ...] = (), *, keep_kv: bool = True):
         """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
 
-        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``). Returns the normed hidden
-        states [B, G, T, D] and, with ``keep_kv``, this call's own keys and values as a pair of [L, B, G, K, T, C].
+        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``), or lists of L where layers are
+        not scanned. Returns the normed hidden states [B, G, T, D] and, with ``keep_kv``, this call's own keys and
+        values likewise: a pair of [L, B, G, K, T, C].
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
@@ -70,20 +78,38 @@ class Transformer(nnx.Module):
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         t = tokens.shape[-1]
         causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
-        graphdef, weights = nnx.split(self.layers)
         masks = [segment.mask for segment in context]
 
-        def layer(x, xs):
-            layer_weights, kv = xs
+        def run(module, x, kv):
             segments = tuple(Segment(k, v, mask) for (k, v), mask in zip(kv, masks, strict=True))
-            x, k, v = nnx.merge(graphdef, layer_weights)(x, cos, sin, segments, causal)
+            x, k, v = module(x, cos, sin, segments, causal)
             return x, ((k, v) if keep_kv else None)
 
+        x, kv = (self._scanned if self.scan else self._in_turn)(run, x, [(s.k, s.v) for s in context])
+        return self.final_norm(x), kv
+
+    def _scanned(self, run: Callable, x: Array, context: list) -> tuple[Array, Any]:
+        graphdef, weights = nnx.split(self.layers)
+        layer = lambda x, xs: run(nnx.merge(graphdef, xs[0]), x, xs[1])
         policy = REMAT[self.remat]
         if policy is not None:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, kv = jax.lax.scan(layer, x, (weights, [(segment.k, segment.v) for segment in context]))
-        return self.final_norm(x), kv
+        return jax.lax.scan(layer, x, (weights, context))
+
+    def _in_turn(self, run: Callable, x: Array, context: list) -> tuple[Array, Any]:
+        found = []
+        for i, layer in enumerate(self.layers):
+            x, kv = run(layer, x, [(k[i], v[i]) for k, v in context])
+            found.append(kv)
+        return x, None if found[0] is None else tuple(map(list, zip(*found, strict=True)))
+
+    def cache(self, *rows: int, slots: int) -> Any:
+        """Zeros for the keys (or values) of ``rows``: [L, *rows, K, slots, C], or a list of L where layers are not
+        scanned."""
+        shape = (*rows, self.spec.num_kv_heads, slots, self.spec.head_dim)
+        count = self.spec.num_layers
+        zeros = lambda *lead: jnp.zeros((*lead, *shape), self.dtype)
+        return zeros(count) if self.scan else [zeros() for _ in range(count)]
 
     def logits(self, hidden: Array) -> Array:
         """Head outputs in float32: [..., D] -> [..., V], [..., 1] or [..., num_labels].

@@ -42,6 +42,7 @@ ACTIVATIONS = (
     ("batch", "rollout", "length", "mlp"),
     ("layers", "batch", "rollout", "kv_heads", "length", "head_dim"),
     ("layers", "batch", "kv_heads", "length", "head_dim"),
+    ("batch", "kv_heads", "length", "head_dim"),
     ("batch", "rollout", "length"),
     ("batch", "rollout"),
     ("vocab", None),

@@ -57,5 +57,6 @@ class Policy:
             generation_config=hf.load_generation_config(self.path),
         )
 
-    def engine(self, layout: Layout, dtype: str, in_flight: InFlight) -> Engine:
-        return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, dtype=dtype, in_flight=in_flight)
+    def engine(self, layout: Layout, dtype: str, in_flight: InFlight, scan: bool = True) -> Engine:
+        sampling = dict(dtype=dtype, in_flight=in_flight, scan=scan)
+        return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, **sampling)

@@ -13,6 +13,7 @@ that falls between two tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -45,8 +46,8 @@ class Decoding:
     t: Array  # int32 [], slots drawn so far
     hidden: Array  # compute dtype [B, G, D], predicts token t
     context: Context
-    k: Array  # compute dtype [L, B, G, K, U, C], U slots of cache
-    v: Array
+    k: Any  # compute dtype [L, B, G, K, U, C], U slots of cache; a list of L where layers are not scanned
+    v: Any
     keys: Array  # keys [B, G]
     limit: Array  # int32 [B, G], the row's last slot + 1
     done: Array  # bool [B, G]
@@ -61,7 +62,7 @@ class Decoding:
 
     @property
     def capacity(self) -> int:
-        return self.k.shape[4]
+        return jax.tree.leaves(self.k)[0].shape[-2]
 
 
 def sample(
@@ -97,12 +98,11 @@ def start(
 ) -> Decoding:
     """Prefills. ``capacity``: slots of the first cache. ``limit`` int32 [B, G]: rows end there at the latest."""
     context = prefill(model, prompts)
-    spec, b = model.spec, prompts.batch
-    cache = jnp.zeros((spec.num_layers, b, group, spec.num_kv_heads, capacity, spec.head_dim), model.dtype)
-    cache = _laid_out(cache)
+    b = prompts.batch
+    cache = _laid_out(model.cache(b, group, slots=capacity))
     return Decoding(
         t=jnp.int32(0),
-        hidden=jnp.broadcast_to(context.last_hidden, (b, group, spec.hidden_size)),
+        hidden=jnp.broadcast_to(context.last_hidden, (b, group, model.spec.hidden_size)),
         context=context,
         k=cache,
         v=cache,
@@ -166,14 +166,19 @@ def decode(
     return jax.lax.while_loop(going, one, state)
 
 
-def longer(cache: Array, *, capacity: int) -> Array:
+def longer(cache: Any, *, capacity: int) -> Any:
     """Keys or values of a ``Decoding`` with ``capacity`` slots."""
-    more = capacity - cache.shape[4]
-    return _laid_out(jnp.pad(cache, ((0, 0), (0, 0), (0, 0), (0, 0), (0, more), (0, 0))))
+    pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, capacity - x.shape[-2]), (0, 0)])
+    return _laid_out(jax.tree.map(pad, cache))
 
 
-def _laid_out(cache: Array) -> Array:
-    return constrain(cache, "layers", "batch", "rollout", "kv_heads", "length", "head_dim")
+def _laid_out(cache: Any) -> Any:
+    return _constrained(cache, "layers", "batch", "rollout", "kv_heads", "length", "head_dim")
+
+
+def _constrained(tree: Any, *axes: str) -> Any:
+    """Without ``layers`` where they are not stacked."""
+    return jax.tree.map(lambda x: constrain(x, *axes[-x.ndim :]), tree)
 
 
 def drop(state: Decoding, *, rows: int) -> Decoding:
@@ -181,13 +186,15 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     group = state.done.shape[1]
     kept = jnp.argsort(state.done.ravel(), stable=True)[:rows]  # int32 [R]; what fills up is done and stays as it is
     row = lambda x: x.reshape(-1, *x.shape[2:])[kept][:, None]
-    layered = lambda x, index: jnp.take(x, index, axis=1)
-    cache = lambda x: layered(x.reshape(x.shape[0], -1, *x.shape[3:]), kept)[:, :, None]
+    # Axes of keys and values are counted from the end: [(L,) B, (G,) K, U, C].
+    grid = lambda x: jnp.take(x.reshape(*x.shape[:-5], -1, *x.shape[-3:]), kept, axis=-4)[..., None, :, :, :]
+    cache = lambda tree: _laid_out(jax.tree.map(grid, tree))
 
     def segment(s: Segment) -> Segment:
-        if s.k.ndim == 4:  # the template prefix is everyone's
+        if s.mask is None:  # the template prefix is everyone's
             return s
-        own = lambda x: constrain(layered(x, kept // group), "layers", "batch", "kv_heads", "length", "head_dim")
+        take = lambda tree: jax.tree.map(lambda x: jnp.take(x, kept // group, axis=-4), tree)
+        own = lambda tree: _constrained(take(tree), "layers", "batch", "kv_heads", "length", "head_dim")
         return Segment(own(s.k), own(s.v), s.mask[kept // group])
 
     context = state.context.replace(
@@ -198,8 +205,8 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     return state.replace(
         hidden=row(state.hidden),
         context=context,
-        k=_laid_out(cache(state.k)),
-        v=_laid_out(cache(state.v)),
+        k=cache(state.k),
+        v=cache(state.v),
         keys=row(state.keys),
         limit=row(state.limit),
         done=row(state.done),
@@ -290,5 +297,5 @@ def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, 
     past = Segment(state.k, state.v, (jnp.arange(state.capacity) < state.t)[None, None, None])
     positions = jnp.broadcast_to((state.context.start + state.t)[..., None], (*token.shape, 1))
     hidden, (k, v) = model.extend(token[..., None], positions, (*state.context.segments, past))
-    write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=4)
-    return hidden[:, :, 0], write(state.k, k), write(state.v, v)
+    write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=-2)
+    return hidden[:, :, 0], jax.tree.map(write, state.k, k), jax.tree.map(write, state.v, v)

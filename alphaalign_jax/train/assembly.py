@@ -156,7 +156,8 @@ def prepare(config: Config) -> Prepared:
     _check_length(config, policy.spec, sets)
     _check_slices(config, sets["train"], train_layout)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
-    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(config.rollout))
+    r = config.rollout
+    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(r), r.scan_layers)
     scorer = build_scorer(config)
     return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
 

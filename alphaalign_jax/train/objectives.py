@@ -147,8 +147,10 @@ def accumulate(
 
 
 def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
-    """The most of ``size`` prompts of ``slots`` token slots each that are no more than ``budget`` slots, in slices of one
-    size that divide over ``shards`` devices. ValueError where the smallest is too large."""
+    """The most prompts, of ``slots`` token slots each, that are no more than ``budget`` slots.
+
+    A divisor of ``size`` that divides over ``shards`` devices. ValueError where the smallest is too large.
+    """
     sizes = [n for n in range(shards, size + 1, shards) if size % n == 0]
     if sizes[0] * slots > budget:
         raise ValueError(
