@@ -79,7 +79,7 @@ def test_the_policy_learns_whom_to_refuse(advantage):
         scored = {}  # GRPO on the sampler's own log-probs needs no scoring pass
         if critic is not None:
             scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling, policy=True)
-        rows, _, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
+        rows, _, metrics, _ = steps.assemble(state.kl_coef, placed, rollout, verdict, unknown, scored)
         assert critic is None or metrics["rollout/logprob_gap/max"] < 1e-4
         weights, values = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         halves = np.random.default_rng(step).permutation(B).astype(np.int32).reshape(2, -1)

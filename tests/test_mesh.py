@@ -86,7 +86,7 @@ def one_step(name):
     placed = place(prompts, train)
     scored = steps.score(state, placed, rollout.tokens, rollout.sampled, sampling, policy=True)
     unknown = np.full((B, G), np.nan, np.float32)
-    batch, scores, metrics, _ = steps.assemble(state, placed, rollout, verdict, unknown, scored)
+    batch, scores, metrics, _ = steps.assemble(state.kl_coef, placed, rollout, verdict, unknown, scored)
     index = np.arange(B, dtype=np.int32)[None]
     (value_weights, _), critic_metrics = steps.update_critic((state.critic, state.critic_opt), batch, index)
     (weights, _), actor_metrics = steps.update_actor((state.actor, state.actor_opt), batch, index, sampling)

@@ -175,9 +175,11 @@ def test_classifier_is_the_same_on_every_mesh_and_near_in_bfloat16(tmp_path):
     assert "bf16[8,1,48,32]" in program and "f32[8,1]" in program and "bf16[8,1]" not in program
     if jax.local_device_count() % 2:
         pytest.skip("tensor parallelism needs an even number of devices")
-    for mesh in ({"tensor": 2, "fsdp": -1}, {"data": -1, "fsdp": 1}):
-        scores = build("classifier", dtype="float32", mesh=mesh, **options).score(_QUESTIONS, _ANSWERS)
-        np.testing.assert_allclose(scores, reference, atol=1e-4)
+    for mesh, on_host in (({"tensor": 2, "fsdp": -1}, True), ({"data": -1, "fsdp": 1}, False)):
+        model = build("classifier", dtype="float32", mesh=mesh, on_host=on_host, **options)
+        np.testing.assert_allclose(model.score(_QUESTIONS, _ANSWERS), reference, atol=1e-4)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(model._weights)}
+        assert kinds == {"pinned_host" if on_host else "device"}
 
 
 def test_classifier_cuts_long_answers_and_leaves_unfitting_questions_unscored(tmp_path):

@@ -14,7 +14,7 @@ from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.train.iteration import Iteration, _await_scores
 from alphaalign_jax.train.steps import Steps
-from alphaalign_jax.types import BENIGN, HARMFUL, Finish, Prompts, Rollout, TrainState
+from alphaalign_jax.types import BENIGN, HARMFUL, Finish, Prompts, Rollout
 
 SPEC = ModelSpec("llama", 16, 8, 16, 1, 2, 1, 4, 1e-6, 1e4, None, 64, False, False, False, False, True)
 B, G, T = 2, 4, 3  # a benign prompt, then a harmful one
@@ -48,8 +48,7 @@ def assembled(truncated):
     verdict = Verdict(np.ones((B, G), bool), np.array([[False] * G, [True, False, True, False]]), np.ones((B, G), bool))
     value = rng.normal(size=(B, G, T)).astype(np.float32)
     scored = {"logprob": rollout.logprob, "ref_logprob": rollout.logprob, "value": value}
-    state = TrainState(np.int32(0), None, None, None, None, None, None, np.float32(0))
-    return steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)[:3], value
+    return steps.assemble(np.float32(0), prompts, rollout, verdict, helpfulness, scored)[:3], value
 
 
 def test_a_row_without_a_score_trains_nothing():

@@ -142,7 +142,7 @@ class Bench:
         steps, sampling, a = self.iteration.steps, self.iteration.sampling, self.p.config.algorithm
         verdict = self.p.engine.judge(rollout)
         unscored = np.zeros(verdict.refusal.shape, np.float32)
-        batch = steps.assemble(self.state, prompts, rollout, verdict, unscored, scored)[0]
+        batch = steps.assemble(self.state.kl_coef, prompts, rollout, verdict, unscored, scored)[0]
         found = []
         for name, update, network, extra in (
             ("critic", steps.update_critic, self.p.critic, ()),

@@ -79,6 +79,8 @@ def check(config: Config) -> None:
     if not 0 <= a.ema_decay < 1:
         raise ValueError(f"algorithm.ema_decay={a.ema_decay}: expected a number from 0 to below 1; 0 is off")
     _check_algorithm(config)
+    if a.reference_on_host and not a.reference:
+        raise ValueError("algorithm.reference_on_host=True, and algorithm.reference=False keeps no reference")
     if not a.reference and (a.kl_in_reward or a.kl_loss):
         raise ValueError(f"algorithm.kl_in_reward={a.kl_in_reward}, kl_loss={a.kl_loss} need algorithm.reference=True")
     if a.truncated == "bootstrap" and a.advantage != "gae":

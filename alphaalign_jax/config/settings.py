@@ -111,6 +111,7 @@ class RewardModel:
     max_length: int = 2048  # classifier: tokens of question and answer
     dtype: str = "float32"  # classifier: compute dtype
     label: int = -1  # classifier: which of its labels is the reward; -1: the only one
+    on_host: bool = False  # classifier: its weights lie in the host's memory but while it scores
     tensor: int = 1  # classifier: devices of this host that share one copy of its weights, which the others divide
     token_env: str = ""  # http: environment variable that holds the bearer token
     timeout_s: float = 60.0  # http: for the whole of an answer
@@ -146,6 +147,7 @@ class Algorithm:
     kl_target: float = 0.1  # adaptive: nats a token
     kl_horizon: int = 10000  # adaptive: responses
     reference: bool = True  # keep the initial policy, to log the KL to it; the KL terms need it
+    reference_on_host: bool = False  # its weights lie in the hosts' memory but for the pass that needs them
     epochs: int = 1  # passes over a step's rollouts
     minibatches: int = 1  # optimizer steps a pass
     # Of the moving average of the policy's weights over the steps, which is then what is evaluated and exported: how

@@ -3,7 +3,7 @@
 from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
 from alphaalign_jax.parallel.programs import compiled, compiles
-from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, rule_table, use
+from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, host_memory, rule_table, use
 
 __all__ = [
     "LOGICAL_AXES",
@@ -14,6 +14,7 @@ __all__ = [
     "compiles",
     "constrain",
     "first_devices",
+    "host_memory",
     "local_devices",
     "rule_table",
     "to_host",

@@ -136,6 +136,11 @@ class Layout:
         return jax.tree.map(lambda axes: self.sharding(*axes), axes_tree, is_leaf=is_axes)
 
 
+def host_memory(shardings: Any) -> Any:
+    """The same shardings in the hosts' memory: where weights wait that are needed once a step."""
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), shardings)
+
+
 _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
 

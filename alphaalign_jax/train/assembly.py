@@ -96,7 +96,7 @@ def build_scorer(config: Config) -> AsyncScorer | None:
         options |= {"read_timeout": r.timeout_s, "max_retries": r.retries}
     elif r.kind == "classifier":
         options = {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length, "dtype": r.dtype}
-        options |= {"label": None if r.label < 0 else r.label, "rules": config.mesh.train_rules}
+        options |= {"label": None if r.label < 0 else r.label, "rules": config.mesh.train_rules, "on_host": r.on_host}
         options |= {"mesh": {"fsdp": -1, "tensor": r.tensor}, "devices": local_devices(config.mesh.devices)}
     return AsyncScorer(reward_model.build(r.kind, **options))
 

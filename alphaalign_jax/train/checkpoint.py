@@ -19,7 +19,13 @@ _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "ahead", "kl_
 # What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
 # rate decays over them).
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint")
-_FREE += ("reward_model.timeout_s", "reward_model.retries", "reward_model.token_env")
+_FREE += (
+    "algorithm.reference_on_host",
+    "reward_model.on_host",
+    "reward_model.timeout_s",
+    "reward_model.retries",
+    "reward_model.token_env",
+)
 # What changes the rounding of a result and nothing else: to go on where memory ran out.
 _ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
 _ROUNDS += ("rollout.fewest_rows",)

@@ -81,7 +81,8 @@ class Iteration:
         with clock("reward_wait"):
             helpfulness = _await_scores(asked.pending, verdict.refusal.shape)
         with clock("adv"):
-            batch, scores, metrics, kl_coef = self.steps.assemble(state, prompts, rollout, verdict, helpfulness, scored)
+            known = (prompts, rollout, verdict, helpfulness, scored)
+            batch, scores, metrics, kl_coef = self.steps.assemble(state.kl_coef, *known)
             if not self._gap_checked:
                 check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
                 self._gap_checked = True

@@ -108,6 +108,7 @@ class Run:
 
     def _resumed(self) -> tuple[TrainState, dict[str, Any]]:
         state, meta = self.checkpoints.restore(self.iteration.steps.abstract_state(self.checkpoints.latest()))
+        state = self.iteration.steps.settled(state)
         self.began -= meta["seconds"]
         self.display.say(f"resumed at step {int(state.step)}")
         return state, meta

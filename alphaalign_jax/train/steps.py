@@ -27,7 +27,7 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import explained_variance, masked_mean
-from alphaalign_jax.parallel import Layout, compiled
+from alphaalign_jax.parallel import Layout, compiled, host_memory
 from alphaalign_jax.rewards.helpfulness import helpfulness_reward
 from alphaalign_jax.rewards.safety import safety_reward
 from alphaalign_jax.rewards.verifiers import Verdict
@@ -52,7 +52,7 @@ class Steps:
         self.actor_tx = optimizer.build(config.optimizer, self.updates["actor"])
         self.critic_tx = optimizer.build(config.critic.optimizer, self.updates["critic"])
         self._check()
-        self.score = compiled(self._score, layout, static_argnames="policy")
+        self._scored = compiled(self._score, layout, static_argnames="policy")
         self.assemble = compiled(self._assemble, layout)
         self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
         self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
@@ -72,7 +72,7 @@ class Steps:
     def init_state(self, actor: Params, critic: Params | None) -> TrainState:
         """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
         copy = lambda wanted: jax.tree.map(jnp.copy, actor) if wanted else None
-        return TrainState(
+        state = TrainState(
             step=self.scalar(0, jnp.int32),
             actor=actor,
             average=copy(self.config.algorithm.ema_decay),
@@ -83,6 +83,13 @@ class Steps:
             ahead=None,
             kl_coef=self.scalar(self.config.algorithm.kl_in_reward, jnp.float32),
         )
+        return self.settled(state)
+
+    def settled(self, state: TrainState) -> TrainState:
+        """The state with the reference where it waits between uses."""
+        if not self.config.algorithm.reference_on_host:
+            return state
+        return state.replace(reference=jax.device_put(state.reference, host_memory(self._reference_shardings)))
 
     def scalar(self, value: float, dtype: Any) -> Array:
         """A scalar on every device of the mesh, as a restored one is."""
@@ -132,7 +139,19 @@ class Steps:
         slots = rows.prompts.tokens.shape[1] + math.prod(response)
         return objectives.largest_slice(size, slots, a.micro_tokens, self.layout.size("batch"))
 
+    @property
+    def _reference_shardings(self) -> Any:
+        return self.layout.tree_shardings(self.actor.axes)
+
     # Scoring ----------------------------------------------------------------------------------------------------------
+
+    def score(
+        self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
+    ) -> dict[str, Array]:
+        """``_score`` with the reference's weights on the devices."""
+        if self.config.algorithm.reference_on_host:
+            state = state.replace(reference=jax.device_put(state.reference, self._reference_shardings))
+        return self._scored(state, prompts, tokens, sampled, sampling, policy=policy)
 
     def _score(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
@@ -160,7 +179,7 @@ class Steps:
 
     def _assemble(
         self,
-        state: TrainState,
+        kl_coef: Array,
         prompts: Prompts,
         rollout: Rollout,
         verdict: Verdict,
@@ -180,7 +199,7 @@ class Steps:
         slots = trained_slots(rollout.sampled, reward=scores.reward, truncated=truncated, truncation=settings.truncated)
         kl = kl_penalty(old_logprob, ref_logprob, kind="k1") if settings.kl_in_reward else None
         reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # such rows have no slots left
-        rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=state.kl_coef)
+        rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=kl_coef)
         critic = {}
         if self.critic is not None:
             critic["values"] = value
@@ -209,12 +228,11 @@ class Steps:
             metrics["rollout/logprob_gap/mean"] = masked_mean(gap, rollout.sampled)
             metrics["rollout/logprob_gap/max"] = jnp.max(jnp.where(rollout.sampled, gap, 0.0))
         metrics["reward/unrewarded"] = jnp.sum(unrewarded)
-        coef = state.kl_coef
         if settings.kl_in_reward:
             adaptive = dict(target=settings.kl_target, horizon=settings.kl_horizon, n_steps=reward.size)
-            coef = update_kl_coef(coef, masked_mean(kl, slots), controller=settings.kl_controller, **adaptive)
-            metrics["actor/kl_coef"] = coef
-        return batch, scores, metrics, coef
+            kl_coef = update_kl_coef(kl_coef, masked_mean(kl, slots), controller=settings.kl_controller, **adaptive)
+            metrics["actor/kl_coef"] = kl_coef
+        return batch, scores, metrics, kl_coef
 
     def rewards(self, label: Array, verdict: Verdict, helpfulness: Array) -> tuple[Scores, Metrics]:
         """R_s, R_h and their sum, with counts. A benign answer that the reward model failed on has reward NaN."""

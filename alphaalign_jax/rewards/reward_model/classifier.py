@@ -19,7 +19,7 @@ from alphaalign_jax.hf.load import load
 from alphaalign_jax.hf.paths import is_classifier, load_config, num_labels, resolve
 from alphaalign_jax.hf.tokenizer import load_tokenizer
 from alphaalign_jax.models import ModelSpec, Network, Params
-from alphaalign_jax.parallel import Layout, build_mesh, rule_table, use
+from alphaalign_jax.parallel import Layout, build_mesh, host_memory, rule_table, use
 from alphaalign_jax.rewards.reward_model.chat_text import ChatText
 from alphaalign_jax.rewards.reward_model.protocol import checked_texts
 
@@ -67,6 +67,7 @@ class ClassifierRewardModel:
         devices: this process's (default: all of them). Never another host's: each host scores its own rows, so hosts
             enter this program a different number of times.
         rules: name of the rule table that lays the weights over the mesh.
+        on_host: keep the weights in the host's memory and bring them to the devices for each call.
 
     Raises:
         ValueError: for any of these, before anything is compiled.
@@ -84,6 +85,7 @@ class ClassifierRewardModel:
         mesh: Mapping[str, int] | None = None,
         devices: Sequence[jax.Device] | None = None,
         rules: str = "fsdp_tensor",
+        on_host: bool = False,
     ):
         self._name = f"reward model {path}"
         local = resolve(path)
@@ -115,6 +117,10 @@ class ClassifierRewardModel:
             )
         network = Network(spec, "score", dtype=dtype, remat="none")
         _, self._weights = load(local, network, self._layout, dtype)
+        self._on_device = None
+        if on_host:
+            self._on_device = jax.tree.map(lambda x: x.sharding, self._weights)
+            self._weights = jax.device_put(self._weights, host_memory(self._on_device))
         self._program = _scorer(network, self._layout, label)
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -127,10 +133,12 @@ class ClassifierRewardModel:
         if self._weights is None:
             raise ValueError(f"{self._name} is closed")
         texts = [self._text(question, answer) for question, answer in zip(questions, answers, strict=True)]
-        launched = []
+        launched, weights = [], self._weights
+        if self._on_device is not None:
+            weights = jax.device_put(weights, self._on_device)
         for bucket, rows in self._batches(texts):
             tokens, last = self._padded([texts[row] for row in rows], bucket)
-            launched.append((rows, self._program(self._weights, tokens, last)))
+            launched.append((rows, self._program(weights, tokens, last)))
 
         def finish() -> np.ndarray:
             scores = np.full(len(texts), np.nan, np.float32)
