@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--config", required=True)
     bench.add_argument("--repeats", type=int, default=3, help="timed calls of each phase, after the one that compiles")
     bench.add_argument("--growth", type=boolean, default=True, help="also time rollouts of smaller sizes")
+    bench.add_argument(
+        "--wait", type=boolean, default=True, help="also time steps with a reward model as slow as the actor's update"
+    )
     bench.add_argument("--out", default="runs/bench.json")
     return out
 
@@ -134,7 +137,8 @@ def _bench(args: Any, extra: Sequence[tuple[str, str]]) -> None:
 
     processes.keep_freed_memory()
     settings = config.load(args.config, extra)
-    command.run(settings, repeats=args.repeats, growth=args.growth, out=args.out, command=args.command_line)
+    parts = dict(repeats=args.repeats, growth=args.growth, wait=args.wait)
+    command.run(settings, **parts, out=args.out, command=args.command_line)
 
 
 COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], None]] = {

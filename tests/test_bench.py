@@ -65,5 +65,5 @@ def test_bench_of_a_small_config(tmp_path, monkeypatch, capsys):
     assert [(row["prompts"], row["group"], row["response"]) for row in found["growth"]] == [
         *[(4, 2, 12), (4, 2, 6), (2, 2, 24), (1, 2, 24), (4, 1, 24)]
     ]
-    assert found["skewed"]["ratio"] > 0
+    assert found["skewed"]["ratio"] > 0 and found["reward_wait"]["waited"] > found["reward_wait"]["reward_model"] > 0
     assert "update_actor" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from alphaalign_jax.train import assembly
 from alphaalign_jax.train.records import versions
 
 
-def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = "") -> dict[str, Any]:
+def run(config: Config, *, repeats: int, growth: bool, wait: bool, out: str, command: str = "") -> dict[str, Any]:
     """Measures ``config``, prints the tables, and writes what was found to ``out`` as JSON."""
     if repeats < 1:
         raise ValueError(f"--repeats={repeats}: expected at least 1")
@@ -31,7 +31,7 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
     bench = Bench(assembly.prepare(config), repeats)
     shards = bench.p.engine.layout.size("batch")
     shapes = _growth(r.prompts, r.group, r.max_new_tokens, shards) if growth else []
-    with display.bar("bench", 5 + len(shapes)) as advance:
+    with display.bar("bench", 5 + wait + len(shapes)) as advance:
         limits = Ceilings(bench)
         advance(1)
         parts = bench.rollout(r.prompts, r.group, r.max_new_tokens)
@@ -42,6 +42,10 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         advance(1)
         skew = bench.skewed(r.prompts, r.group, r.max_new_tokens)
         advance(1)
+        waited = None
+        if wait:
+            waited = bench.reward_wait(next(part.seconds for part in parts if part.name == "update_actor"))
+            advance(1)
         grown = []
         for count, group, response in shapes:
             fill, decode = bench.rollout(count, group, response)
@@ -53,6 +57,7 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         "ceilings": limits.to_json(),
         "phases": [limits.judge(phase) for phase in phases],
         "skewed": skew,
+        "reward_wait": waited,
         "growth": grown,
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
@@ -65,6 +70,11 @@ def run(config: Config, *, repeats: int, growth: bool, out: str, command: str = 
         f"where 9 responses in 10 end after an eighth of {r.max_new_tokens} tokens: "
         f"{skew['dropped_tokens_per_second']:.0f} tokens/s, {skew['ratio']:.2f} times those of one static batch"
     )
+    if waited:
+        display.say(
+            f"a reward model that takes {waited['reward_model']:.1f} s makes a step of {waited['none']:.1f} s one of "
+            f"{waited['waited']:.1f} s, and with rollout.ahead of {waited['ahead']:.1f} s"
+        )
     display.say(f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {out}")
     return found
 

@@ -5,9 +5,10 @@ Responses are sampled to their full length: nothing stops early, so that a time 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,15 +49,34 @@ def timed(name: str, call: Callable, repeats: int, setup: Callable[[], Any] | No
     return Phase(name, float(np.median(found[1:])), found[0], **work)
 
 
+class SlowScorer:
+    """Stands in for ``AsyncScorer``: its scores, all 0, are there ``seconds`` after they were asked for."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def submit(self, questions: Sequence[str], answers: Sequence[str]) -> SlowScores:
+        return SlowScores(len(answers), self.seconds)
+
+
+class SlowScores:
+    """As ``ScoreFuture``."""
+
+    def __init__(self, count: int, seconds: float):
+        self.count, self.seconds, self._until = count, seconds, time.perf_counter() + seconds
+
+    def result(self) -> np.ndarray:
+        time.sleep(max(0.0, self._until - time.perf_counter()))
+        return np.zeros(self.count, np.float32)
+
+
 class Bench:
     """A config's model and first prompts, with what is needed to time each phase."""
 
     def __init__(self, prepared: Prepared, repeats: int):
         p, self.repeats = prepared, repeats
-        dtype = p.config.model.rollout_dtype
-        engine = lambda in_flight: Engine(
-            p.actor, p.engine.layout, p.engine.verifiers, (), dtype=dtype, in_flight=in_flight
-        )
+        kind = dict(dtype=p.config.model.rollout_dtype, scan=p.config.rollout.scan_layers)
+        engine = lambda in_flight: Engine(p.actor, p.engine.layout, p.engine.verifiers, (), in_flight=in_flight, **kind)
         endless, self.static = engine(p.engine.in_flight), engine(InFlight(cache=0, fewest_rows=0))
         self.p = dataclasses.replace(p, engine=endless)
         self.iteration = Iteration(self.p, jax.random.key(p.config.seed))
@@ -161,6 +181,22 @@ class Bench:
         weights, _ = self.iteration.updates(weights, update, batch, label, 0, {}, *extra)
         self.state = self.state.replace(**{name: weights[0], f"{name}_opt": weights[1]})
         return weights[0]
+
+    def reward_wait(self, seconds: float) -> dict[str, float]:
+        """Seconds of a step with no reward model, and of one whose reward model takes ``seconds``, with and without
+        ``rollout.ahead``. One after the other: between two steps of a kind its reward model would go on."""
+        found, first = {"reward_model": seconds}, self.p.config.algorithm.critic_warmup
+        for name in ("none", "waited", "ahead"):
+            loop = copy.copy(self.iteration)
+            loop.p = dataclasses.replace(self.p, scorer=None if name == "none" else SlowScorer(seconds))
+            ahead = dataclasses.replace(self.p.config.rollout, ahead=name == "ahead")
+            loop.config, times = dataclasses.replace(self.p.config, rollout=ahead), []
+            for step in range(first, first + self.repeats + 1):
+                began = time.perf_counter()
+                self.state, _, _ = loop(self.state, step)
+                times.append(time.perf_counter() - began)
+            self.state, found[name] = self.state.replace(ahead=None), float(np.median(times[1:]))
+        return found
 
     def step(self, parts: list[Phase]) -> Phase:
         """A whole step as ``train`` makes it, with the work of its ``parts``. What the reward model takes is shown only
