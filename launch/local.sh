@@ -10,4 +10,5 @@ if [ -d runs/tiny ] && [ "$#" -eq 0 ]; then
   mv runs/tiny "$kept"
   echo "the earlier run is kept as $kept"
 fi
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 exec "$VENV/bin/alphaalign" train --config=configs/tiny.py "$@"

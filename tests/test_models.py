@@ -197,7 +197,7 @@ def context_loss(network, params, prefix, prompts, lengths, responses):
     shared = Segment(k[:, 0, 0], v[:, 0, 0])
     positions = jnp.broadcast_to(p + jnp.arange(s, dtype=jnp.int32), (b, 1, s))
     _, (k, v) = model.extend(prompts[:, None], positions, (shared,))
-    own = Segment(k[:, :, 0], v[:, :, 0], (jnp.arange(s) < lengths[:, None])[:, None, None])
+    own = Segment(k[:, :, 0], v[:, :, 0], jnp.arange(s) < lengths[:, None])
     positions = jnp.broadcast_to((p + lengths)[:, None, None] + jnp.arange(t, dtype=jnp.int32), (b, g, t))
     hidden, kv = model.extend(responses, positions, (shared, own), keep_kv=False)
     assert kv is None

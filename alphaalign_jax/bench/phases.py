@@ -75,8 +75,7 @@ class Bench:
 
     def __init__(self, prepared: Prepared, repeats: int):
         p, self.repeats = prepared, repeats
-        kind = dict(dtype=p.config.model.rollout_dtype, scan=p.config.rollout.scan_layers)
-        engine = lambda in_flight: Engine(p.actor, p.engine.layout, p.engine.verifiers, (), in_flight=in_flight, **kind)
+        engine = lambda in_flight: Engine(p.engine.network, p.engine.layout, p.engine.verifiers, (), in_flight=in_flight)
         endless, self.static = engine(p.engine.in_flight), engine(InFlight(cache=0, fewest_rows=0))
         self.p = dataclasses.replace(p, engine=endless)
         self.iteration = Iteration(self.p, jax.random.key(p.config.seed))

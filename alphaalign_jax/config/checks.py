@@ -10,6 +10,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.rollout_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "plain", "splash", "triton"),
     "data.on_long": ("error", "drop"),
     "reward.format_mode": ("strict", "paper"),
     "reward.helpfulness": ("normalised", "raw", "off"),

@@ -20,6 +20,8 @@ class Model:
     dtype: str = "float32"  # compute dtype of the trainer; master weights are float32
     rollout_dtype: str = "float32"  # compute and weight dtype of the sampler
     remat: str = "none"  # what the backward pass keeps of a layer: none (all), dots, full (its input only)
+    # plain (matrix products, XLA), splash (TPU kernel), triton (GPU kernel), or auto: what suits the device.
+    attention: str = "auto"
 
 
 @_section

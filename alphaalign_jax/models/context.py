@@ -36,16 +36,16 @@ def prefill(model: Transformer, prompts: Prompts) -> Context:
     positions = jnp.broadcast_to(prefix_len + jnp.arange(slots, dtype=jnp.int32), prompts.tokens.shape)
     hidden, (k, v) = model.extend(prompts.tokens[:, None], positions[:, None], segments)
     visible = jnp.arange(slots) < prompts.length[:, None]  # [B, S]
-    segments += (_segment(k, v, -4, visible[:, None, None]),)
+    segments += (_segment(k, v, -4, visible),)
     last = jnp.take_along_axis(hidden[:, 0], (prompts.length - 1)[:, None, None], axis=1)
     return Context(segments, last, (prefix_len + prompts.length)[:, None].astype(jnp.int32))
 
 
-def _segment(k: Any, v: Any, axes: int | tuple[int, ...], mask: Array | None = None) -> Segment:
+def _segment(k: Any, v: Any, axes: int | tuple[int, ...], visible: Array | None = None) -> Segment:
     """Without the axes of size 1 that ``extend`` leaves where there are no rollouts, or no batch; counted from the end,
     so that it does not matter whether layers are stacked."""
     squeezed = lambda tree: jax.tree.map(lambda x: jnp.squeeze(x, axes), tree)
-    return Segment(squeezed(k), squeezed(v), mask)
+    return Segment(squeezed(k), squeezed(v), visible)
 
 
 def response_states(model: Transformer, prompts: Prompts, tokens: Array) -> Array:

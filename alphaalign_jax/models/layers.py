@@ -108,7 +108,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 class Attention(nnx.Module):
     """Causal self-attention that also sees a context of earlier segments."""
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, dtype, param_dtype):
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, attention: str, dtype, param_dtype):
         d, h, k, c = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
         common = dict(rngs=rngs, stack=stack, dtype=dtype, param_dtype=param_dtype)
         self.q = Dense((d, h, c), ("embed", "heads", "head_dim"), bias=spec.qkv_bias, **common)
@@ -118,10 +118,10 @@ class Attention(nnx.Module):
         norm = dict(stack=stack, param_dtype=param_dtype)
         self.q_norm = RMSNorm(c, "head_dim", spec.norm_eps, **norm) if spec.qk_norm else None
         self.k_norm = RMSNorm(c, "head_dim", spec.norm_eps, **norm) if spec.qk_norm else None
-        self.dtype = dtype
+        self.attention, self.dtype = attention, dtype
 
     def __call__(
-        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array
+        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...]
     ) -> tuple[Array, Array, Array]:
         """x [B, G, T, D]; returns the output and this call's own keys and values [B, G, K, T, C]."""
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -130,7 +130,8 @@ class Attention(nnx.Module):
         q = constrain(rotate(q, cos, sin), "batch", "rollout", "length", "heads", "head_dim")
         heads_first = lambda x: constrain(jnp.moveaxis(x, -2, -3), "batch", "rollout", "kv_heads", "length", "head_dim")
         k, v = heads_first(rotate(k, cos, sin)), heads_first(v)
-        out = attend(q, (*context, Segment(k, v, causal)), precision_of(self.dtype))
+        own = Segment(k, v, causal=True)
+        out = attend(q, (*context, own), precision_of(self.dtype), self.attention)
         return self.o(out), k, v
 
 
@@ -151,18 +152,18 @@ class MLP(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward: ``stack`` layers' weights together, or one layer's."""
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, dtype, param_dtype):
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, stack: int | None, attention: str, dtype, param_dtype):
         common = dict(rngs=rngs, stack=stack, dtype=dtype, param_dtype=param_dtype)
         norm = dict(stack=stack, param_dtype=param_dtype)
         self.attn_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
-        self.attn = Attention(spec, **common)
+        self.attn = Attention(spec, attention=attention, **common)
         self.mlp_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, **norm)
         self.mlp = MLP(spec, **common)
 
     def __call__(
-        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], causal: Array
+        self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...]
     ) -> tuple[Array, Array, Array]:
-        h, k, v = self.attn(self.attn_norm(x), cos, sin, context, causal)
+        h, k, v = self.attn(self.attn_norm(x), cos, sin, context)
         x = constrain(x + h, "batch", "rollout", "length", "act_embed")
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "rollout", "length", "act_embed"), k, v

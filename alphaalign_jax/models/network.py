@@ -25,10 +25,12 @@ class Network:
     dtype: str = "float32"  # compute dtype
     remat: str = "full"  # none, dots, full
     scan: bool = True  # layers stacked and scanned; without, each has weights and a program of its own
+    attention: str = "auto"  # one of ``models.attention.KINDS``
 
     def _build(self, rngs: nnx.Rngs, param_dtype: Any) -> Transformer:
         types = dict(dtype=jnp.dtype(self.dtype), param_dtype=param_dtype)
-        return Transformer(self.spec, head=self.head, rngs=rngs, remat=self.remat, scan=self.scan, **types)
+        how = dict(remat=self.remat, scan=self.scan, attention=self.attention)
+        return Transformer(self.spec, head=self.head, rngs=rngs, **how, **types)
 
     @functools.lru_cache  # noqa: B019 - neither the key nor the cached shapes keep arrays alive
     def _abstract(self, param_dtype: str = "float32") -> Transformer:

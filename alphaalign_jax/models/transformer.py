@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alphaalign_jax.models.attention import Segment
+from alphaalign_jax.models.attention import KINDS, Segment
 from alphaalign_jax.models.layers import INIT_STD, DecoderLayer, Dense, RMSNorm, precision_of, rope_frequencies
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import constrain
@@ -48,6 +48,7 @@ class Transformer(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: str = "full",
         scan: bool = True,
+        attention: str = "auto",
     ):
         """``scan``: layers are stacked, and one program runs all. Without, each has its own weights and program."""
         if head not in HEADS:
@@ -55,20 +56,20 @@ class Transformer(nnx.Module):
         if remat not in REMAT:
             raise ValueError(f"remat {remat!r} is not known; known: {', '.join(REMAT)}")
         self.spec, self.head_kind, self.dtype, self.remat = spec, head, jnp.dtype(dtype), remat
+        if attention not in KINDS:
+            raise ValueError(f"attention {attention!r} is not known; known: {', '.join(KINDS)}")
         common = dict(rngs=rngs, dtype=self.dtype, param_dtype=param_dtype)
         self.embed = Embedding(spec, rngs=rngs, param_dtype=param_dtype)
         self.scan = scan
-        if scan:
-            self.layers = DecoderLayer(spec, stack=spec.num_layers, **common)
-        else:
-            self.layers = nnx.List([DecoderLayer(spec, stack=None, **common) for _ in range(spec.num_layers)])
+        layer = lambda stack: DecoderLayer(spec, stack=stack, attention=attention, **common)
+        self.layers = layer(spec.num_layers) if scan else nnx.List([layer(None) for _ in range(spec.num_layers)])
         self.final_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, param_dtype=param_dtype)
         self.head = _head(spec, head, common)
 
     def extend(self, tokens: Array, positions: Array, context: tuple[Segment, ...] = (), *, keep_kv: bool = True):
         """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
 
-        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``mask``), or lists of L where layers are
+        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``visible``), or lists of L where layers are
         not scanned. Returns the normed hidden states [B, G, T, D] and, with ``keep_kv``, this call's own keys and
         values likewise: a pair of [L, B, G, K, T, C].
         """
@@ -76,13 +77,11 @@ class Transformer(nnx.Module):
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(self.spec)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
-        t = tokens.shape[-1]
-        causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
-        masks = [segment.mask for segment in context]
+        visible = [segment.visible for segment in context]
 
         def run(module, x, kv):
-            segments = tuple(Segment(k, v, mask) for (k, v), mask in zip(kv, masks, strict=True))
-            x, k, v = module(x, cos, sin, segments, causal)
+            segments = tuple(Segment(k, v, slots) for (k, v), slots in zip(kv, visible, strict=True))
+            x, k, v = module(x, cos, sin, segments)
             return x, ((k, v) if keep_kv else None)
 
         x, kv = (self._scanned if self.scan else self._in_turn)(run, x, [(s.k, s.v) for s in context])

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,9 @@ ACTIVATIONS = (
     ("layers", "batch", "rollout", "kv_heads", "length", "head_dim"),
     ("layers", "batch", "kv_heads", "length", "head_dim"),
     ("batch", "kv_heads", "length", "head_dim"),
+    ("batch", "heads", None, None),
+    ("batch", "kv_heads", None, None),
+    ("batch", None),
     ("batch", "rollout", "length"),
     ("batch", "rollout"),
     ("vocab", None),
@@ -145,7 +148,7 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout
 
 
 @contextlib.contextmanager
-def use(layout: Layout):
+def use(layout: Layout | None):
     """Within it, ``constrain`` lays activations out by this layout. Entered while a step is traced."""
     token = _CURRENT.set(layout)
     try:
@@ -156,10 +159,32 @@ def use(layout: Layout):
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """States the logical axes, one of ``ACTIVATIONS``; outside ``use`` it is the identity. Size-1 axes stay whole."""
+    spec = _spec(x, axes)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, NamedSharding(_CURRENT.get().mesh, spec))
+
+
+def _spec(x: jax.Array, axes: tuple[str | None, ...]) -> PartitionSpec | None:
     if axes not in ACTIVATIONS:
         raise ValueError(f"activation {axes} is not among ACTIVATIONS, where rule tables are checked; add it there")
     layout = _CURRENT.get()
+    whole = [None if dim == 1 else axis for dim, axis in zip(x.shape, axes, strict=True)]
+    return None if layout is None else layout.spec(whole)
+
+
+def platform() -> str:
+    """Of the devices that are traced for: cpu, gpu, tpu."""
+    layout = _CURRENT.get()
+    return jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
+
+
+def sharded(function: Callable[..., jax.Array], *arguments: tuple[jax.Array, tuple[str | None, ...]]) -> jax.Array:
+    """``function`` of arrays, run by each device on its parts of them, for what XLA cannot lay over a mesh itself.
+
+    ``arguments``: arrays with their logical axes, one of ``ACTIVATIONS``. The result lies as the first does.
+    """
+    layout, arrays = _CURRENT.get(), [x for x, _ in arguments]
+    specs = tuple(_spec(x, axes) for x, axes in arguments)
     if layout is None:
-        return x
-    axes = tuple(None if dim == 1 else axis for dim, axis in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, layout.sharding(*axes))
+        return function(*arrays)
+    with use(None):  # each device's part is no more to lay out
+        return jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)

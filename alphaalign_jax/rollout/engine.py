@@ -78,21 +78,18 @@ class Engine:
         verifiers: Verifiers,
         stop_ids: tuple[int, ...],
         *,
-        dtype: str = "float32",
         in_flight: InFlight,
-        scan: bool = True,
     ):
-        """``network``: the policy's; it is run in ``dtype`` (weights too) and without remat.
+        """``network``: the policy's as it is sampled from; its weights are kept in its compute dtype.
 
-        ``scan``: its layers are; without, no layer's weights and keys are copied out of a stack at each token, and
+        Where its layers are not scanned, no layer's weights and keys are copied out of a stack at each token, and
         programs take longer to compile.
         """
-        self.in_flight = in_flight
-        self.network = dataclasses.replace(network, dtype=dtype, remat="none", scan=scan)
+        self.in_flight, self.network = in_flight, network
         self.layout, self.stop_ids = layout, stop_ids
         self.verifiers = jax.device_put(verifiers, layout.replicated)
         shardings = layout.tree_shardings(self.network.axes, self.network.shapes(), "rollout layout, policy")
-        cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), self.network.from_stacked(params))
+        cast = lambda params: jax.tree.map(lambda x: x.astype(network.dtype), self.network.from_stacked(params))
         # Cast on the way: half the bytes move where the rollout runs in bfloat16.
         self.prepare: Callable[[Params], Params] = jax.jit(cast, out_shardings=shardings)
         bind = self.network.bind

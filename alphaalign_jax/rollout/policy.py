@@ -57,6 +57,7 @@ class Policy:
             generation_config=hf.load_generation_config(self.path),
         )
 
-    def engine(self, layout: Layout, dtype: str, in_flight: InFlight, scan: bool = True) -> Engine:
-        sampling = dict(dtype=dtype, in_flight=in_flight, scan=scan)
-        return Engine(Network(self.spec), layout, self.verifiers, self.stop_ids, **sampling)
+    def engine(self, layout: Layout, dtype: str, in_flight: InFlight, **network: Any) -> Engine:
+        """``network``: compute choices, fields of ``Network``."""
+        network = Network(self.spec, dtype=dtype, remat="none", **network)
+        return Engine(network, layout, self.verifiers, self.stop_ids, in_flight=in_flight)

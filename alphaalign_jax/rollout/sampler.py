@@ -191,11 +191,11 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     cache = lambda tree: _laid_out(jax.tree.map(grid, tree))
 
     def segment(s: Segment) -> Segment:
-        if s.mask is None:  # the template prefix is everyone's
+        if s.visible is None:  # the template prefix is everyone's
             return s
         take = lambda tree: jax.tree.map(lambda x: jnp.take(x, kept // group, axis=-4), tree)
         own = lambda tree: _constrained(take(tree), "layers", "batch", "kv_heads", "length", "head_dim")
-        return Segment(own(s.k), own(s.v), s.mask[kept // group])
+        return Segment(own(s.k), own(s.v), s.visible[kept // group])
 
     context = state.context.replace(
         segments=tuple(map(segment, state.context.segments)),
@@ -294,7 +294,7 @@ def _force(token: Array, forced: Array, t: Array) -> Array:
 
 def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, Array, Array]:
     """Runs token t through the model; returns the state that predicts t + 1 and the cache with slot t written."""
-    past = Segment(state.k, state.v, (jnp.arange(state.capacity) < state.t)[None, None, None])
+    past = Segment(state.k, state.v, jnp.arange(state.capacity) < state.t)
     positions = jnp.broadcast_to((state.context.start + state.t)[..., None], (*token.shape, 1))
     hidden, (k, v) = model.extend(token[..., None], positions, (*state.context.segments, past))
     write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=-2)

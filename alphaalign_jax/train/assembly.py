@@ -152,14 +152,20 @@ def prepare(config: Config) -> Prepared:
         max_length={"train": d.max_prompt_tokens},
         on_long=d.on_long,
     )
-    actor = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
+    actor = _network(config, policy.spec)
     _check_length(config, policy.spec, sets)
     _check_slices(config, sets["train"], train_layout)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
     r = config.rollout
-    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(r), r.scan_layers)
+    sampling = dict(scan=r.scan_layers, attention=config.model.attention)
+    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(r), **sampling)
     scorer = build_scorer(config)
     return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
+
+
+def _network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:
+    m = config.model
+    return Network(spec, head, dtype=m.dtype, remat=m.remat, attention=m.attention)
 
 
 def load_params(prepared: Prepared) -> Params:
@@ -197,7 +203,7 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
             f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}"
         )
     spec = dataclasses.replace(spec, num_layers=layers, num_labels=None)
-    network = Network(spec, head="value", dtype=config.model.dtype, remat=config.model.remat)
+    network = _network(config, spec, head="value")
     if config.critic.path:
         hf.check(config.critic.path, network)
     return network

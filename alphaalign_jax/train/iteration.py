@@ -72,6 +72,8 @@ class Iteration:
         """The state after ``step``, its metrics, and what was sampled. ``state`` is donated once the rewards are in: an
         error of the reward model leaves it usable."""
         clock = _Clock()
+        # Responses that waited in a checkpoint are an earlier policy's: they say nothing of sampler and trainer.
+        self._gap_checked |= state.ahead is not None
         with clock("gen"):
             asked, ahead = self._responses(state, step)
         rollout, verdict = asked.rollout, asked.verdict

@@ -9,6 +9,7 @@ Needs torch, which the test extra installs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -33,10 +34,11 @@ from alphaalign_jax.rollout.policy import Policy
 class Ours:
     def __init__(self, policy: Policy, prompts: PromptSet, args: argparse.Namespace):
         layout = Layout(build_mesh(fsdp=1, devices=first_devices(1)), rule_table("tensor"))
-        network = Network(policy.spec)
+        network = Network(policy.spec, dtype=args.dtype, remat="none", scan=args.scan_layers)
         in_flight = InFlight.of(config.Rollout(cache=args.cache))
-        self.engine = Engine(network, layout, policy.verifiers, (), dtype=args.dtype, in_flight=in_flight)
-        _, params = hf.load(policy.path, network=network, layout=layout, param_dtype=args.dtype)
+        self.engine = Engine(network, layout, policy.verifiers, (), in_flight=in_flight)
+        stacked = dataclasses.replace(network, scan=True)
+        _, params = hf.load(policy.path, network=stacked, layout=layout, param_dtype=args.dtype)
         self.params, self.sizes = self.engine.prepare(params), dict(group=args.samples, slots=args.tokens)
         self.batch = prompts.batch(np.arange(args.prompts))
 
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="of each response")
     parser.add_argument("--cache", type=int, default=32, help="rollout.cache of ours")
+    parser.add_argument("--scan_layers", type=lambda text: text == "true", default=True, help="rollout.scan_layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="JSON file")

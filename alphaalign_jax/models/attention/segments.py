@@ -1,0 +1,98 @@
+"""Segments of keys, held where they lie: what every attention reads.
+
+A response of rollout g to prompt b sees three stretches of keys, held at the rank at which they differ:
+
+    template prefix   k [K, P, C]          one copy for the batch
+    prompt            k [B, K, S, C]       one copy for the G rollouts of a prompt
+    response          k [B, G, K, T, C]    its own
+
+The keys of one head lie together, as the products read them: with heads innermost, every decoded token would copy the
+whole cache into this order first.
+
+The softmax runs over all of them together, so the result is that of one long sequence:
+
+    In:  prefix "ab", prompt "cd_" (length 2), response "ef"      Out:  e sees a b c d e,  f sees a b c d e f
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from alphaalign_jax.types import Array
+
+
+@flax.struct.dataclass
+class Segment:
+    """Keys and values that queries may attend to; inside a layer as listed above.
+
+    Between layers ``k`` and ``v`` have a leading L, or are lists of L.
+    """
+
+    k: Array  # compute dtype [K, U, C], [B, K, U, C] or [B, G, K, U, C], rotary embedding applied
+    v: Array  # same shape
+    visible: Array | None = None  # bool [U] or [B, U], slots that hold a token; None: all
+    causal: bool = flax.struct.field(pytree_node=False, default=False)  # the queries' own: query t sees keys 0 to t
+
+
+@flax.struct.dataclass
+class Packed:
+    """The queries of a prompt's G responses in one sequence, and the keys that they see in another: the responses' own
+    in the same places, then prefix and prompt, once. What ``seen`` and ``visible`` allow is what segments allow.
+
+        keys:  response 0 | response 1 | ... | prefix, prompt
+    """
+
+    q: Array  # [B, H, G * T, C]
+    k: Array  # [B, K, G * T + U, C]
+    v: Array
+    visible: Array  # bool [B, G * T + U]
+
+    @property
+    def rows(self) -> int:
+        """G * T."""
+        return self.q.shape[2]
+
+
+def seen(query: Array, key: Array, *, slots: int, rows: int) -> Array:
+    """Whether the query at one place of ``Packed`` may see the key at another, of its ``rows`` = G * T with T = ``slots``."""
+    return (key >= rows) | ((query // slots == key // slots) & (query >= key))
+
+
+def packable(q_bgthc: Array, segments: tuple[Segment, ...]) -> bool:
+    """Whether these are queries of whole responses (or prompts), and not of one token with a cache of its own."""
+    *context, own = segments
+    return q_bgthc.shape[2] > 1 and own.causal and all(s.k.ndim < 5 and not s.causal for s in context)
+
+
+def pack(q_bgthc: Array, segments: tuple[Segment, ...], *, block: int, width: int) -> Packed:
+    """Slots of a response and of the context are padded to a multiple of ``block``, and C to ``width``."""
+    b, g, t, h, c = q_bgthc.shape
+    *context, own = segments
+    slots = -(-t // block) * block
+    fit = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, slots - t), (0, width - c)])
+    flat = lambda x: jnp.moveaxis(fit(x), 1, 2).reshape(b, x.shape[2], g * slots, width)  # from [B, G, heads, T, C]
+    used = sum(s.k.shape[-2] for s in context)
+    spare = -used % block
+
+    def keys(name: str) -> Array:
+        parts = [getattr(s, name) for s in context]
+        parts = [jnp.broadcast_to(x, (b, *x.shape[-3:])) for x in parts]
+        wider = [jnp.pad(x, ((0, 0),) * 3 + ((0, width - c),)) for x in parts]
+        end = [jnp.zeros((b, own.k.shape[2], spare, width), own.k.dtype)] if spare else []
+        return jnp.concatenate([flat(getattr(own, name)), *wider, *end], axis=2)
+
+    sight = [jnp.ones((b, g * slots), bool)]
+    for s in context:
+        seen_slots = jnp.ones((s.k.shape[-2],), bool) if s.visible is None else s.visible
+        sight.append(jnp.broadcast_to(seen_slots, (b, s.k.shape[-2])))
+    sight.append(jnp.zeros((b, spare), bool))
+    return Packed(flat(jnp.moveaxis(q_bgthc, 2, 3)), keys("k"), keys("v"), jnp.concatenate(sight, axis=1))
+
+
+def unpack(out_bhrc: Array, q_bgthc: Array) -> Array:
+    """[B, H, G * T, C] as the queries came."""
+    b, g, t, h, c = q_bgthc.shape
+    out = out_bhrc.reshape(b, h, g, -1, out_bhrc.shape[-1])[:, :, :, :t, :c]
+    return jax.lax.transpose(out, (0, 2, 3, 1, 4)).astype(q_bgthc.dtype)
