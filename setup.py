@@ -29,7 +29,13 @@ setup(
         "gguf": ["gguf>=0.10"],
         # torch is the reference that float32 logits are compared with; training never imports it.
         # libtpu compiles for TPU where there is none.
-        "test": ["pytest>=8", "gguf>=0.10", "accelerate", "torch>=2.6", "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+        "test": [
+            "pytest>=8",
+            "gguf>=0.10",
+            "accelerate",
+            "torch>=2.6",
+            "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],
     },
     entry_points={"console_scripts": ["alphaalign = alphaalign_jax.cli:main"]},
 )

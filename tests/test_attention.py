@@ -72,7 +72,11 @@ def test_attention_to_one_token_of_each_row_is_plain():
     """A decoded token has keys of its own row in a cache: packed responses would not know them."""
     x = inputs()
     cache = Segment(x["k"], x["v"], jnp.arange(T) < 9)
-    segments = (Segment(x["k_prefix"], x["v_prefix"]), cache, Segment(x["k"][..., :1, :], x["v"][..., :1, :], causal=True))
+    segments = (
+        Segment(x["k_prefix"], x["v_prefix"]),
+        cache,
+        Segment(x["k"][..., :1, :], x["v"][..., :1, :], causal=True),
+    )
     one = lambda kind: attend(x["q"][:, :, :1], segments, jax.lax.Precision.HIGHEST, kind)
     assert all(np.array_equal(one(kind), one("plain")) for kind in KERNELS)
 

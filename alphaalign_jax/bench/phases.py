@@ -75,7 +75,9 @@ class Bench:
 
     def __init__(self, prepared: Prepared, repeats: int):
         p, self.repeats = prepared, repeats
-        engine = lambda in_flight: Engine(p.engine.network, p.engine.layout, p.engine.verifiers, (), in_flight=in_flight)
+        engine = lambda in_flight: Engine(
+            p.engine.network, p.engine.layout, p.engine.verifiers, (), in_flight=in_flight
+        )
         endless, self.static = engine(p.engine.in_flight), engine(InFlight(cache=0, fewest_rows=0))
         self.p = dataclasses.replace(p, engine=endless)
         self.iteration = Iteration(self.p, jax.random.key(p.config.seed))

@@ -53,7 +53,11 @@ class Network:
         """Weights with stacked layers, as they are kept and stored, as this network has them."""
         if self.scan:
             return params
-        layer = lambda i: jax.tree.map(lambda x: x[i], params["layers"])
+        axes = [dataclasses.replace(self, scan=scan).axes["layers"] for scan in (True, False)]
+        is_axes = lambda x: isinstance(x, tuple)
+        # Axes of one array have names of their own, so a name tells where its axis goes.
+        one = lambda i: lambda from_, to, x: x[i].transpose([from_[1:].index(name) for name in to])
+        layer = lambda i: jax.tree.map(one(i), axes[0], axes[1][i], params["layers"], is_leaf=is_axes)
         return {**params, "layers": {i: layer(i) for i in range(self.spec.num_layers)}}
 
     def bind(self, params: Params) -> Transformer:

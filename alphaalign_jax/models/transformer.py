@@ -7,6 +7,7 @@ of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alphaalign_jax.models.attention import KINDS, Segment
+from alphaalign_jax.models.attention import KINDS, Cache, Segment
 from alphaalign_jax.models.layers import INIT_STD, DecoderLayer, Dense, RMSNorm, precision_of, rope_frequencies
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import constrain
@@ -66,12 +67,21 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(spec.hidden_size, "embed", spec.norm_eps, param_dtype=param_dtype)
         self.head = _head(spec, head, common)
 
-    def extend(self, tokens: Array, positions: Array, context: tuple[Segment, ...] = (), *, keep_kv: bool = True):
+    def extend(
+        self,
+        tokens: Array,
+        positions: Array,
+        context: tuple[Segment, ...] = (),
+        *,
+        cache: Cache | None = None,
+        keep_kv: bool = True,
+    ) -> tuple[Array, Any]:
         """Runs ``tokens`` int32 [B, G, T] at ``positions`` int32 [B, G, T] after ``context``.
 
-        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``visible``), or lists of L where layers are
-        not scanned. Returns the normed hidden states [B, G, T, D] and, with ``keep_kv``, this call's own keys and
-        values likewise: a pair of [L, B, G, K, T, C].
+        ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``visible``), or lists of L where layers
+        are not scanned. Returns the normed hidden states [B, G, T, D] and, with ``keep_kv``, this call's own keys and
+        values likewise: a pair of [L, B, G, K, T, C]. With a ``cache`` T is 1, and the cache with this token is
+        returned instead.
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
@@ -79,28 +89,30 @@ class Transformer(nnx.Module):
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         visible = [segment.visible for segment in context]
 
-        def run(module, x, kv):
+        def run(module, x, cache, kv, layer):
             segments = tuple(Segment(k, v, slots) for (k, v), slots in zip(kv, visible, strict=True))
-            x, k, v = module(x, cos, sin, segments)
-            return x, ((k, v) if keep_kv else None)
+            if cache is None:
+                x, kept = module(x, cos, sin, segments, lambda k, v: (Segment(k, v, causal=True), (k, v)))
+                return (x, None), kept if keep_kv else None
+            return module(x, cos, sin, segments, functools.partial(cache.written, layer)), None
 
-        x, kv = (self._scanned if self.scan else self._in_turn)(run, x, [(s.k, s.v) for s in context])
-        return self.final_norm(x), kv
+        (x, cache), kv = (self._scanned if self.scan else self._in_turn)(run, x, cache, [(s.k, s.v) for s in context])
+        return self.final_norm(x), kv if cache is None else cache
 
-    def _scanned(self, run: Callable, x: Array, context: list) -> tuple[Array, Any]:
+    def _scanned(self, run: Callable, x: Array, cache: Cache | None, context: list) -> tuple[tuple, Any]:
         graphdef, weights = nnx.split(self.layers)
-        layer = lambda x, xs: run(nnx.merge(graphdef, xs[0]), x, xs[1])
+        layer = lambda carry, xs: run(nnx.merge(graphdef, xs[0]), *carry, *xs[1:])
         policy = REMAT[self.remat]
         if policy is not None:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        return jax.lax.scan(layer, x, (weights, context))
+        return jax.lax.scan(layer, (x, cache), (weights, context, jnp.arange(self.spec.num_layers)))
 
-    def _in_turn(self, run: Callable, x: Array, context: list) -> tuple[Array, Any]:
-        found = []
+    def _in_turn(self, run: Callable, x: Array, cache: Cache | None, context: list) -> tuple[tuple, Any]:
+        carry, found = (x, cache), []
         for i, layer in enumerate(self.layers):
-            x, kv = run(layer, x, [(k[i], v[i]) for k, v in context])
+            carry, kv = run(layer, *carry, [(k[i], v[i]) for k, v in context], i)
             found.append(kv)
-        return x, None if found[0] is None else tuple(map(list, zip(*found, strict=True)))
+        return carry, None if found[0] is None else tuple(map(list, zip(*found, strict=True)))
 
     def cache(self, *rows: int, slots: int) -> Any:
         """Zeros for the keys (or values) of ``rows``: [L, *rows, K, slots, C], or a list of L where layers are not

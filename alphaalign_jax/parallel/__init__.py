@@ -3,7 +3,16 @@
 from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
 from alphaalign_jax.parallel.programs import compiled, compiles
-from alphaalign_jax.parallel.rules import LOGICAL_AXES, Layout, constrain, host_memory, platform, rule_table, sharded, use
+from alphaalign_jax.parallel.rules import (
+    LOGICAL_AXES,
+    Layout,
+    constrain,
+    host_memory,
+    platform,
+    rule_table,
+    sharded,
+    use,
+)
 
 __all__ = [
     "LOGICAL_AXES",

@@ -19,7 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from alphaalign_jax.models import Segment, Transformer
+from alphaalign_jax.models import Cache, Segment, Transformer
 from alphaalign_jax.models.context import Context, prefill
 from alphaalign_jax.models.distribution import Sampling, chosen_logprob, scaled_logits
 from alphaalign_jax.parallel import constrain
@@ -292,10 +292,9 @@ def _force(token: Array, forced: Array, t: Array) -> Array:
     return jnp.where(t < forced.shape[0], forced[jnp.minimum(t, forced.shape[0] - 1)], token)
 
 
-def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, Array, Array]:
+def _advance(model: Transformer, state: Decoding, token: Array) -> tuple[Array, Any, Any]:
     """Runs token t through the model; returns the state that predicts t + 1 and the cache with slot t written."""
-    past = Segment(state.k, state.v, jnp.arange(state.capacity) < state.t)
     positions = jnp.broadcast_to((state.context.start + state.t)[..., None], (*token.shape, 1))
-    hidden, (k, v) = model.extend(token[..., None], positions, (*state.context.segments, past))
-    write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, state.t, axis=-2)
-    return hidden[:, :, 0], jax.tree.map(write, state.k, k), jax.tree.map(write, state.v, v)
+    cache = Cache(state.k, state.v, state.t)
+    hidden, cache = model.extend(token[..., None], positions, state.context.segments, cache=cache)
+    return hidden[:, :, 0], cache.k, cache.v

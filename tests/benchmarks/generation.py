@@ -25,7 +25,7 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
+from alphaalign_jax.parallel import Layout, build_mesh, first_devices, processes, rule_table
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
@@ -84,6 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out:
         output.check(args.out)
+    processes.keep_freed_memory()
     display, policy = Display(), Policy.open(args.model)
     rows = sorted(read(Source(path=args.data)), key=lambda row: -len(row.prompt))[: args.prompts]
     prompts = PromptSet.build(rows, policy.tokenizer, render)

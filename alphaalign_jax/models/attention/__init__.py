@@ -5,20 +5,18 @@ from __future__ import annotations
 import jax
 
 from alphaalign_jax.models.attention import plain, splash, triton
-from alphaalign_jax.models.attention.segments import Packed, Segment, pack, packable, unpack
+from alphaalign_jax.models.attention.segments import Cache, Packed, Segment, pack, packable, unpack
 from alphaalign_jax.parallel import platform, sharded
 from alphaalign_jax.types import Array
 
-__all__ = ["KINDS", "Segment", "attend"]
+__all__ = ["KINDS", "Cache", "Segment", "attend"]
 
 # What attends, and where it is at home: elsewhere a kernel is interpreted, which is slow, and right.
 HOMES = {"plain": None, "splash": "tpu", "triton": "gpu"}
 KINDS = ("auto", *HOMES)
 
 
-def attend(
-    q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Precision, kind: str = "auto"
-) -> Array:
+def attend(q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Precision, kind: str = "auto") -> Array:
     """Grouped-query attention, softmax in float32. Returns [B, G, T, H, C] in the dtype of ``q``.
 
     The last segment holds the queries' own keys. ``kind``, one of ``KINDS``, is what reads whole responses or prompts;

@@ -16,6 +16,8 @@ The softmax runs over all of them together, so the result is that of one long se
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,32 @@ class Segment:
     v: Array  # same shape
     visible: Array | None = None  # bool [U] or [B, U], slots that hold a token; None: all
     causal: bool = flax.struct.field(pytree_node=False, default=False)  # the queries' own: query t sees keys 0 to t
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens that were decoded, a slot each, over all layers."""
+
+    k: Any  # compute dtype [L, B, G, K, U, C], or a list of L
+    v: Any
+    slot: Array  # int32 [], where the next token's belong
+
+    def written(self, layer: Array | int, k: Array, v: Array) -> tuple[Segment, Cache]:
+        """With a token's keys and values [B, G, K, 1, C] of a layer in their slot, and what that layer attends to.
+
+        Read after it is written, and only then, the cache is changed in place: a new token as a segment of its own,
+        written later, would have XLA copy the whole cache for those who read it in between.
+        """
+        new = self.replace(k=self._put(self.k, layer, k), v=self._put(self.v, layer, v))
+        stacked = not isinstance(self.k, list)
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) if stacked else x[layer]
+        return Segment(at(new.k), at(new.v), jnp.arange(at(new.k).shape[-2]) <= self.slot), new
+
+    def _put(self, cache: Any, layer: Array | int, x: Array) -> Any:
+        if not isinstance(cache, list):
+            return jax.lax.dynamic_update_slice(cache, x[None], (layer, 0, 0, 0, self.slot, 0))
+        written = jax.lax.dynamic_update_slice_in_dim(cache[layer], x, self.slot, axis=-2)
+        return [*cache[:layer], written, *cache[layer + 1 :]]
 
 
 @flax.struct.dataclass
@@ -56,7 +84,10 @@ class Packed:
 
 
 def seen(query: Array, key: Array, *, slots: int, rows: int) -> Array:
-    """Whether the query at one place of ``Packed`` may see the key at another, of its ``rows`` = G * T with T = ``slots``."""
+    """Whether the query at one place of ``Packed`` may see the key at another.
+
+    ``rows`` = G * T, for responses of T = ``slots``.
+    """
     return (key >= rows) | ((query // slots == key // slots) & (query >= key))
 
 

@@ -8,7 +8,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -55,6 +54,4 @@ def attend(packed: Packed, slots: int, precision: jax.lax.Precision, *, interpre
 def _whole_blocks(packed: Packed, block: int) -> Packed:
     spare = -packed.k.shape[2] % block
     longer = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0)))
-    return packed.replace(
-        k=longer(packed.k), v=longer(packed.v), visible=jnp.pad(packed.visible, ((0, 0), (0, spare)))
-    )
+    return packed.replace(k=longer(packed.k), v=longer(packed.v), visible=jnp.pad(packed.visible, ((0, 0), (0, spare))))

@@ -154,9 +154,7 @@ def _out_kernel(q_ref, k_ref, v_ref, visible_ref, out_ref, lse_ref, *, slots, ro
     lse_ref[...] = peak + jnp.log(total)
 
 
-def _dq_kernel(
-    q_ref, k_ref, v_ref, visible_ref, d_out_ref, lse_ref, delta_ref, dq_ref, *, slots, rows, precision
-):
+def _dq_kernel(q_ref, k_ref, v_ref, visible_ref, d_out_ref, lse_ref, delta_ref, dq_ref, *, slots, rows, precision):
     i, sizes = pl.program_id(2), dict(slots=slots, rows=rows)
     q, d_out, lse, delta = q_ref[...], d_out_ref[...], lse_ref[...], delta_ref[...]
 
