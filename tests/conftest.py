@@ -6,9 +6,9 @@ With eight, sharding is real wherever a test builds a mesh.
 import os
 import tempfile
 
-# A described TPU: nobody is asked which one this is.
+# A described TPU: nobody is asked which one this is, and several processes may compile for it.
 os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")
-
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
