@@ -27,7 +27,6 @@ from datasets import Dataset
 from alphaalign_jax import config, hf, output
 from alphaalign_jax.bench.phases import Bench
 from alphaalign_jax.display import Display
-from alphaalign_jax.parallel import processes
 from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.train import assembly
@@ -43,7 +42,7 @@ def settings(args: argparse.Namespace) -> config.Config:
     c.rollout.cache, c.rollout.fewest_rows, c.rollout.scan_layers = args.cache, 0, args.scan_layers
     c.reward.helpfulness = "off"
     c.algorithm.advantage, c.algorithm.old_logprob, c.algorithm.reference = "grpo", "sampler", False
-    c.algorithm.minibatches = 1
+    c.algorithm.minibatches, c.algorithm.micro_batch = 1, args.micro_batch
     return config.resolve(c)
 
 
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="of each response")
     parser.add_argument("--cache", type=int, default=32, help="rollout.cache of ours")
+    parser.add_argument("--micro_batch", type=int, default=2, help="algorithm.micro_batch of ours: both lie in memory")
     parser.add_argument("--scan_layers", type=lambda text: text == "true", default=True, help="rollout.scan_layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
@@ -128,7 +128,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.out:
         output.check(args.out)
-    processes.keep_freed_memory()
     display = Display()
     with tempfile.TemporaryDirectory() as folder, display.bar("rounds", args.rounds + 1) as advance:
         turns = InTurns(Ours(args), advance)
