@@ -88,7 +88,9 @@ def test_the_gpu_kernel_lowers(dtype, precision):
     out = lambda *x: triton.attend(Packed(*x), 128, jax.lax.Precision[precision], interpret=False)
     total = lambda *x: out(*x).astype(jnp.float32).sum()
     x = shaped(2, 4, 384, 64), shaped(2, 2, 512, 64), shaped(2, 2, 512, 64), jax.ShapeDtypeStruct((2, 512), bool)
-    lowered = jax.jit(jax.grad(total, (0, 1, 2))).trace(*x).lower(lowering_platforms=("cuda",))
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        lowered = jax.jit(jax.grad(total, (0, 1, 2))).trace(*x).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("xla.gpu.triton") == 3  # forward, queries, keys and values
 
 
