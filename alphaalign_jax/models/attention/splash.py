@@ -38,7 +38,7 @@ def width(c: int) -> int:
 
 def attend(packed: Packed, slots: int, precision: jax.lax.Precision, *, interpret: bool) -> jax.Array:
     """[B, H, G * T, C], for responses of ``slots`` = T."""
-    heads, rows, c = packed.q.shape[1:]
+    heads, rows = packed.q.shape[1:3]
     block = math.gcd(rows, _LARGEST)
     packed = _whole_blocks(packed, block)
     names = [field.name for field in dataclasses.fields(kernel.BlockSizes) if field.name.startswith("block_")]
