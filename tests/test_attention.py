@@ -16,11 +16,11 @@ KERNELS = [kind for kind, home in HOMES.items() if home]
 B, G, T, H, K, C, P, S = 2, 3, 70, 4, 2, 24, 37, 45
 SHAPES = {  # of one head layout each: axes for a mesh
     "q": ((B, G, T, H, C), ("batch", None, None, "heads", None)),
-    "k": ((B, G, K, T, C), ("batch", None, "kv_heads", None, None)),
+    "k": ((B, G, K, C, T), ("batch", None, "kv_heads", None, None)),
     "v": ((B, G, K, T, C), ("batch", None, "kv_heads", None, None)),
-    "k_prefix": ((K, P, C), ("kv_heads", None, None)),
+    "k_prefix": ((K, C, P), ("kv_heads", None, None)),
     "v_prefix": ((K, P, C), ("kv_heads", None, None)),
-    "k_prompt": ((B, K, S, C), ("batch", "kv_heads", None, None)),
+    "k_prompt": ((B, K, C, S), ("batch", "kv_heads", None, None)),
     "v_prompt": ((B, K, S, C), ("batch", "kv_heads", None, None)),
 }
 
@@ -75,7 +75,7 @@ def test_attention_to_one_token_of_each_row_is_plain():
     segments = (
         Segment(x["k_prefix"], x["v_prefix"]),
         cache,
-        Segment(x["k"][..., :1, :], x["v"][..., :1, :], causal=True),
+        Segment(x["k"][..., :1], x["v"][..., :1, :], causal=True),
     )
     one = lambda kind: attend(x["q"][:, :, :1], segments, jax.lax.Precision.HIGHEST, kind)
     assert all(np.array_equal(one(kind), one("plain")) for kind in KERNELS)

@@ -18,7 +18,8 @@ from alphaalign_jax.models.spec import Llama3Scaling, ModelSpec
 from alphaalign_jax.parallel import constrain
 from alphaalign_jax.types import Array
 
-# What becomes of a call's own keys and values [B, G, K, T, C]: the segment to attend to, and what is kept of them.
+# What becomes of a call's own keys [B, G, K, C, T] and values [B, G, K, T, C]: the segment to attend to, and what is
+# kept of them.
 Own = Callable[[Array, Array], tuple[Segment, Any]]
 INIT_STD = 0.02  # initializer_range of every family here
 
@@ -141,8 +142,8 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q = constrain(rotate(q, cos, sin), "batch", "rollout", "length", "heads", "head_dim")
-        heads_first = lambda x: constrain(jnp.moveaxis(x, -2, -3), "batch", "rollout", "kv_heads", "length", "head_dim")
-        k, v = heads_first(rotate(k, cos, sin)), heads_first(v)
+        k = constrain(jnp.moveaxis(rotate(k, cos, sin), 2, -1), "batch", "rollout", "kv_heads", "head_dim", "length")
+        v = constrain(jnp.moveaxis(v, 2, 3), "batch", "rollout", "kv_heads", "length", "head_dim")
         segment, kept = own(k, v)
         out = attend(q, (*context, segment), precision_of(self.dtype), self.attention)
         return self.o(out), kept

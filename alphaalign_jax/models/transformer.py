@@ -80,8 +80,8 @@ class Transformer(nnx.Module):
 
         ``context`` segments carry a leading L axis on ``k`` and ``v`` (not on ``visible``), or lists of L where layers
         are not scanned. Returns the normed hidden states [B, G, T, D] and, with ``keep_kv``, this call's own keys and
-        values likewise: a pair of [L, B, G, K, T, C]. With a ``cache`` T is 1, and the cache with this token is
-        returned instead.
+        values likewise, [L, B, G, K, C, T] and [L, B, G, K, T, C]. With a ``cache`` T is 1, and the cache with this
+        token is returned instead.
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
@@ -114,13 +114,13 @@ class Transformer(nnx.Module):
             found.append(kv)
         return carry, None if found[0] is None else tuple(map(list, zip(*found, strict=True)))
 
-    def cache(self, *rows: int, slots: int) -> Any:
-        """Zeros for the keys (or values) of ``rows``: [L, *rows, K, slots, C], or a list of L where layers are not
-        scanned."""
-        shape = (*rows, self.spec.num_kv_heads, slots, self.spec.head_dim)
-        count = self.spec.num_layers
-        zeros = lambda *lead: jnp.zeros((*lead, *shape), self.dtype)
-        return zeros(count) if self.scan else [zeros() for _ in range(count)]
+    def cache(self, *rows: int, slots: int) -> tuple[Any, Any]:
+        """Zeros for the keys and the values of ``rows``: [L, *rows, K, C, slots] and [L, *rows, K, slots, C], or lists
+        of L where layers are not scanned."""
+        count, heads, width = self.spec.num_layers, self.spec.num_kv_heads, self.spec.head_dim
+        zeros = lambda *shape: jnp.zeros(shape, self.dtype)
+        of = lambda *shape: zeros(count, *shape) if self.scan else [zeros(*shape) for _ in range(count)]
+        return of(*rows, heads, width, slots), of(*rows, heads, slots, width)
 
     def logits(self, hidden: Array) -> Array:
         """Head outputs in float32: [..., D] -> [..., V], [..., 1] or [..., num_labels].

@@ -38,11 +38,12 @@ RuleTable = Mapping[str, tuple[str, ...]]
 ACTIVATIONS = (
     ("batch", "rollout", "length", "act_embed"),
     ("batch", "rollout", "length", "heads", "head_dim"),
-    ("batch", "rollout", "kv_heads", "length", "head_dim"),
     ("batch", "rollout", "length", "mlp"),
-    ("layers", "batch", "rollout", "kv_heads", "length", "head_dim"),
-    ("layers", "batch", "kv_heads", "length", "head_dim"),
-    ("batch", "kv_heads", "length", "head_dim"),
+    *(
+        (*rows, "kv_heads", *head)
+        for rows in (("batch", "rollout"), ("layers", "batch", "rollout"), ("layers", "batch"), ("batch",))
+        for head in (("head_dim", "length"), ("length", "head_dim"))  # keys, values
+    ),
     ("batch", "heads", None, None),
     ("batch", "kv_heads", None, None),
     ("batch", None),

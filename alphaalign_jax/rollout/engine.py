@@ -10,6 +10,7 @@ import numpy as np
 
 from alphaalign_jax import config
 from alphaalign_jax.models import Network, Params
+from alphaalign_jax.models.attention import KEY_SLOTS, VALUE_SLOTS
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, compiled
 from alphaalign_jax.rewards.verifiers import Verdict, Verifiers
@@ -105,7 +106,7 @@ class Engine:
             layout,
             donate_argnums=1,
         )
-        self._longer = compiled(sampler.longer, layout, static_argnames="capacity")
+        self._longer = compiled(sampler.longer, layout, static_argnames=("axis", "capacity"))
         self._drop = compiled(sampler.drop, layout, static_argnames="rows")
         self._finish = compiled(sampler.finish, layout)
         self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout)
@@ -155,8 +156,8 @@ class Engine:
             if filled == state.capacity:
                 # One after the other: the old keys are gone before there are old and new values.
                 capacity = self.in_flight.capacity(filled, slots)
-                state = state.replace(k=self._longer(state.k, capacity=capacity))
-                state = state.replace(v=self._longer(state.v, capacity=capacity))
+                state = state.replace(k=self._longer(state.k, axis=KEY_SLOTS, capacity=capacity))
+                state = state.replace(v=self._longer(state.v, axis=VALUE_SLOTS, capacity=capacity))
 
     def judge(self, rollout: Rollout) -> Verdict:
         return self._judge(self.verifiers, rollout.tokens, rollout.length, rollout.finish)

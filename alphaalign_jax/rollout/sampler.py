@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.models import Cache, Segment, Transformer
+from alphaalign_jax.models.attention import KEY_SLOTS, VALUE_SLOTS
 from alphaalign_jax.models.context import Context, prefill
 from alphaalign_jax.models.distribution import Sampling, chosen_logprob, scaled_logits
 from alphaalign_jax.parallel import constrain
@@ -46,8 +47,8 @@ class Decoding:
     t: Array  # int32 [], slots drawn so far
     hidden: Array  # compute dtype [B, G, D], predicts token t
     context: Context
-    k: Any  # compute dtype [L, B, G, K, U, C], U slots of cache; a list of L where layers are not scanned
-    v: Any
+    k: Any  # compute dtype [L, B, G, K, C, U], U slots of cache; a list of L where layers are not scanned
+    v: Any  # [L, B, G, K, U, C]
     keys: Array  # keys [B, G]
     limit: Array  # int32 [B, G], the row's last slot + 1
     done: Array  # bool [B, G]
@@ -62,7 +63,7 @@ class Decoding:
 
     @property
     def capacity(self) -> int:
-        return jax.tree.leaves(self.k)[0].shape[-2]
+        return jax.tree.leaves(self.v)[0].shape[VALUE_SLOTS]
 
 
 def sample(
@@ -99,13 +100,13 @@ def start(
     """Prefills. ``capacity``: slots of the first cache. ``limit`` int32 [B, G]: rows end there at the latest."""
     context = prefill(model, prompts)
     b = prompts.batch
-    cache = _laid_out(model.cache(b, group, slots=capacity))
+    k, v = model.cache(b, group, slots=capacity)
     return Decoding(
         t=jnp.int32(0),
         hidden=jnp.broadcast_to(context.last_hidden, (b, group, model.spec.hidden_size)),
         context=context,
-        k=cache,
-        v=cache,
+        k=_laid_out(k, KEY_SLOTS),
+        v=_laid_out(v, VALUE_SLOTS),
         keys=_row_keys(key, prompts.row, group),
         limit=jnp.full((b, group), slots, jnp.int32) if limit is None else jnp.minimum(limit, slots),
         done=jnp.zeros((b, group), bool),
@@ -166,18 +167,24 @@ def decode(
     return jax.lax.while_loop(going, one, state)
 
 
-def longer(cache: Any, *, capacity: int) -> Any:
-    """Keys or values of a ``Decoding`` with ``capacity`` slots."""
-    pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, capacity - x.shape[-2]), (0, 0)])
-    return _laid_out(jax.tree.map(pad, cache))
+def longer(cache: Any, *, axis: int, capacity: int) -> Any:
+    """Keys or values of a ``Decoding`` with ``capacity`` slots, which are their ``axis``."""
+
+    def pad(x: Array) -> Array:
+        width = [(0, 0)] * x.ndim
+        width[axis] = (0, capacity - x.shape[axis])
+        return jnp.pad(x, width)
+
+    return _laid_out(jax.tree.map(pad, cache), axis)
 
 
-def _laid_out(cache: Any) -> Any:
-    return _constrained(cache, "layers", "batch", "rollout", "kv_heads", "length", "head_dim")
+def _laid_out(cache: Any, axis: int) -> Any:
+    return _constrained(cache, axis, "layers", "batch", "rollout", "kv_heads")
 
 
-def _constrained(tree: Any, *axes: str) -> Any:
-    """Without ``layers`` where they are not stacked."""
+def _constrained(tree: Any, axis: int, *axes: str) -> Any:
+    """Keys or values whose slots are their ``axis``; without ``layers`` where they are not stacked."""
+    axes += ("head_dim", "length") if axis == KEY_SLOTS else ("length", "head_dim")
     return jax.tree.map(lambda x: constrain(x, *axes[-x.ndim :]), tree)
 
 
@@ -186,16 +193,16 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     group = state.done.shape[1]
     kept = jnp.argsort(state.done.ravel(), stable=True)[:rows]  # int32 [R]; what fills up is done and stays as it is
     row = lambda x: x.reshape(-1, *x.shape[2:])[kept][:, None]
-    # Axes of keys and values are counted from the end: [(L,) B, (G,) K, U, C].
+    # Axes of keys and values are counted from the end: [(L,) B, (G,) K, C, U] and [(L,) B, (G,) K, U, C].
     grid = lambda x: jnp.take(x.reshape(*x.shape[:-5], -1, *x.shape[-3:]), kept, axis=-4)[..., None, :, :, :]
-    cache = lambda tree: _laid_out(jax.tree.map(grid, tree))
+    cache = lambda tree, axis: _laid_out(jax.tree.map(grid, tree), axis)
 
     def segment(s: Segment) -> Segment:
         if s.visible is None:  # the template prefix is everyone's
             return s
         take = lambda tree: jax.tree.map(lambda x: jnp.take(x, kept // group, axis=-4), tree)
-        own = lambda tree: _constrained(take(tree), "layers", "batch", "kv_heads", "length", "head_dim")
-        return Segment(own(s.k), own(s.v), s.visible[kept // group])
+        own = lambda tree, axis: _constrained(take(tree), axis, "layers", "batch", "kv_heads")
+        return Segment(own(s.k, KEY_SLOTS), own(s.v, VALUE_SLOTS), s.visible[kept // group])
 
     context = state.context.replace(
         segments=tuple(map(segment, state.context.segments)),
@@ -205,8 +212,8 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     return state.replace(
         hidden=row(state.hidden),
         context=context,
-        k=cache(state.k),
-        v=cache(state.v),
+        k=cache(state.k, KEY_SLOTS),
+        v=cache(state.v, VALUE_SLOTS),
         keys=row(state.keys),
         limit=row(state.limit),
         done=row(state.done),

@@ -5,11 +5,20 @@ from __future__ import annotations
 import jax
 
 from alphaalign_jax.models.attention import plain, splash, triton
-from alphaalign_jax.models.attention.segments import Cache, Packed, Segment, pack, packable, unpack
+from alphaalign_jax.models.attention.segments import (
+    KEY_SLOTS,
+    VALUE_SLOTS,
+    Cache,
+    Packed,
+    Segment,
+    pack,
+    packable,
+    unpack,
+)
 from alphaalign_jax.parallel import platform, sharded
 from alphaalign_jax.types import Array
 
-__all__ = ["KINDS", "Cache", "Segment", "attend"]
+__all__ = ["KEY_SLOTS", "KINDS", "VALUE_SLOTS", "Cache", "Segment", "attend"]
 
 # What attends, and where it is at home: elsewhere a kernel is interpreted, which is slow, and right.
 HOMES = {"plain": None, "splash": "tpu", "triton": "gpu"}

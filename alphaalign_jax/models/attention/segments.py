@@ -2,12 +2,13 @@
 
 A response of rollout g to prompt b sees three stretches of keys, held at the rank at which they differ:
 
-    template prefix   k [K, P, C]          one copy for the batch
-    prompt            k [B, K, S, C]       one copy for the G rollouts of a prompt
-    response          k [B, G, K, T, C]    its own
+    template prefix   k [K, C, P]          v [K, P, C]          one copy for the batch
+    prompt            k [B, K, C, S]       v [B, K, S, C]       one copy for the G rollouts of a prompt
+    response          k [B, G, K, C, T]    v [B, G, K, T, C]    its own
 
-The keys of one head lie together, as the products read them: with heads innermost, every decoded token would copy the
-whole cache into this order first.
+Keys and values of one head lie together, and both as the right side of a matrix product, which is how a decoded token
+reads them: with heads innermost, every token would copy the whole cache into another order first, and with keys as
+values lie, a CPU's products of a few queries take twice as long.
 
 The softmax runs over all of them together, so the result is that of one long sequence:
 
@@ -16,6 +17,7 @@ The softmax runs over all of them together, so the result is that of one long se
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -23,6 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.types import Array
+
+KEY_SLOTS, VALUE_SLOTS = -1, -2  # the axis of U
 
 
 @flax.struct.dataclass
@@ -32,36 +36,46 @@ class Segment:
     Between layers ``k`` and ``v`` have a leading L, or are lists of L.
     """
 
-    k: Array  # compute dtype [K, U, C], [B, K, U, C] or [B, G, K, U, C], rotary embedding applied
-    v: Array  # same shape
+    k: Array  # compute dtype [K, C, U], [B, K, C, U] or [B, G, K, C, U], rotary embedding applied
+    v: Array  # compute dtype [K, U, C], [B, K, U, C] or [B, G, K, U, C]
     visible: Array | None = None  # bool [U] or [B, U], slots that hold a token; None: all
     causal: bool = flax.struct.field(pytree_node=False, default=False)  # the queries' own: query t sees keys 0 to t
+
+    @property
+    def slots(self) -> int:
+        """U."""
+        return self.v.shape[VALUE_SLOTS]
 
 
 @flax.struct.dataclass
 class Cache:
     """Keys and values of the tokens that were decoded, a slot each, over all layers."""
 
-    k: Any  # compute dtype [L, B, G, K, U, C], or a list of L
-    v: Any
+    k: Any  # compute dtype [L, B, G, K, C, U], or a list of L
+    v: Any  # [L, B, G, K, U, C]
     slot: Array  # int32 [], where the next token's belong
 
     def written(self, layer: Array | int, k: Array, v: Array) -> tuple[Segment, Cache]:
-        """With a token's keys and values [B, G, K, 1, C] of a layer in their slot, and what that layer attends to.
+        """With a token's keys [B, G, K, C, 1] and values [B, G, K, 1, C] of a layer in their slot, and what that layer
+        attends to.
 
         Read after it is written, and only then, the cache is changed in place: a new token as a segment of its own,
         written later, would have XLA copy the whole cache for those who read it in between.
         """
-        new = self.replace(k=self._put(self.k, layer, k), v=self._put(self.v, layer, v))
+        put = functools.partial(_put, layer=layer, slot=self.slot)
+        new = self.replace(k=put(self.k, k, axis=KEY_SLOTS), v=put(self.v, v, axis=VALUE_SLOTS))
         stacked = not isinstance(self.k, list)
         at = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) if stacked else x[layer]
-        return Segment(at(new.k), at(new.v), jnp.arange(at(new.k).shape[-2]) <= self.slot), new
+        return Segment(at(new.k), at(new.v), jnp.arange(at(new.v).shape[VALUE_SLOTS]) <= self.slot), new
 
-    def _put(self, cache: Any, layer: Array | int, x: Array) -> Any:
-        if not isinstance(cache, list):
-            return jax.lax.dynamic_update_slice(cache, x[None], (layer, 0, 0, 0, self.slot, 0))
-        written = jax.lax.dynamic_update_slice_in_dim(cache[layer], x, self.slot, axis=-2)
+
+def _put(cache: Any, x: Array, *, layer: Array | int, slot: Array, axis: int) -> Any:
+    if isinstance(cache, list):
+        written = jax.lax.dynamic_update_slice_in_dim(cache[layer], x, slot, axis)
         return [*cache[:layer], written, *cache[layer + 1 :]]
+    start = [layer] + [0] * x.ndim
+    start[axis] = slot
+    return jax.lax.dynamic_update_slice(cache, x[None], start)
 
 
 @flax.struct.dataclass
@@ -104,20 +118,20 @@ def pack(q_bgthc: Array, segments: tuple[Segment, ...], *, block: int, width: in
     slots = -(-t // block) * block
     fit = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, slots - t), (0, width - c)])
     flat = lambda x: jnp.moveaxis(fit(x), 1, 2).reshape(b, x.shape[2], g * slots, width)  # from [B, G, heads, T, C]
-    used = sum(s.k.shape[-2] for s in context)
+    used = sum(s.slots for s in context)
+    rows = lambda s, name: s.v if name == "v" else jnp.swapaxes(s.k, -1, -2)  # [..., U, C]
     spare = -used % block
 
     def keys(name: str) -> Array:
-        parts = [getattr(s, name) for s in context]
-        parts = [jnp.broadcast_to(x, (b, *x.shape[-3:])) for x in parts]
+        parts = [jnp.broadcast_to(rows(s, name), (b, *rows(s, name).shape[-3:])) for s in context]
         wider = [jnp.pad(x, ((0, 0),) * 3 + ((0, width - c),)) for x in parts]
-        end = [jnp.zeros((b, own.k.shape[2], spare, width), own.k.dtype)] if spare else []
-        return jnp.concatenate([flat(getattr(own, name)), *wider, *end], axis=2)
+        end = [jnp.zeros((b, own.v.shape[2], spare, width), own.v.dtype)] if spare else []
+        return jnp.concatenate([flat(rows(own, name)), *wider, *end], axis=2)
 
     sight = [jnp.ones((b, g * slots), bool)]
     for s in context:
-        seen_slots = jnp.ones((s.k.shape[-2],), bool) if s.visible is None else s.visible
-        sight.append(jnp.broadcast_to(seen_slots, (b, s.k.shape[-2])))
+        seen_slots = jnp.ones((s.slots,), bool) if s.visible is None else s.visible
+        sight.append(jnp.broadcast_to(seen_slots, (b, s.slots)))
     sight.append(jnp.zeros((b, spare), bool))
     return Packed(flat(jnp.moveaxis(q_bgthc, 2, 3)), keys("k"), keys("v"), jnp.concatenate(sight, axis=1))
 
