@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from alphaalign_jax import output
 
@@ -17,6 +18,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--scan_layers", type=lambda text: text == "true", default=True, help="rollout.scan_layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer_python", default=sys.executable, help="an interpreter that has the peer")
     parser.add_argument("--out", help="JSON file")
     return parser
 
