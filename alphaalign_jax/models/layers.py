@@ -29,6 +29,19 @@ def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
+def product(x: Array, matrix: Array, axis: int, out_dtype: jnp.dtype | None = None) -> Array:
+    """All rows of ``x`` by ``matrix``, contracting its ``axis``: [M, out], M the product of x's leading axes.
+
+    Both are given as matrices: of several axes, XLA makes matrices by copying, where it need not. A kernel with its
+    output axes first was copied at every token, and the inputs of a gradient at every layer.
+    """
+    rows = x.reshape(-1, matrix.shape[axis])
+    precision = precision_of(x.dtype)
+    return jax.lax.dot_general(
+        rows, matrix, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=out_dtype
+    )
+
+
 class Dense(nnx.Module):
     """``x @ kernel + bias`` contracting the first ``contract`` axes of ``shape``, stacked over ``stack`` layers.
 
@@ -59,25 +72,15 @@ class Dense(nnx.Module):
             if bias
             else None
         )
-        first = len(shape) - contract if out_first else 0
-        self.contracted, self.dtype = tuple(range(first, first + contract)), dtype
+        self.contract, self.out_first, self.dtype = contract, out_first, dtype
 
     def __call__(self, x: Array, out_dtype: jnp.dtype | None = None) -> Array:
         """[..., *shape[:contract]] -> [..., *shape[contract:]] in the compute dtype, or unrounded in ``out_dtype``."""
-        kernel, lead = self.kernel[...].astype(self.dtype), x.shape[: x.ndim - len(self.contracted)]
-        contracted, width = self.contracted, None
-        if contracted[0]:
-            # Given as a matrix: XLA puts the output axes of any other kernel last again, by a copy at every token.
-            width = kernel.shape[: contracted[0]]
-            kernel, x, contracted = kernel.reshape(math.prod(width), -1), x.reshape(*lead, -1), (1,)
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel,
-            ((tuple(range(len(lead), x.ndim)), contracted), ((), ())),
-            precision=precision_of(self.dtype),
-            preferred_element_type=out_dtype,
-        )
-        y = y if width is None else y.reshape(*lead, *width)
+        kernel, lead = self.kernel[...].astype(self.dtype), x.shape[: x.ndim - self.contract]
+        first = kernel.ndim - self.contract if self.out_first else self.contract
+        width = kernel.shape[:first] if self.out_first else kernel.shape[first:]
+        matrix = kernel.reshape(math.prod(kernel.shape[:first]), -1)
+        y = product(x.astype(self.dtype), matrix, int(self.out_first), out_dtype).reshape(*lead, *width)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 

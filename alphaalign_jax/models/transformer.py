@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alphaalign_jax.models.attention import KINDS, Cache, Segment
-from alphaalign_jax.models.layers import INIT_STD, DecoderLayer, Dense, RMSNorm, precision_of, rope_frequencies
+from alphaalign_jax.models.layers import INIT_STD, DecoderLayer, Dense, RMSNorm, product, rope_frequencies
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import constrain
 from alphaalign_jax.types import Array
@@ -130,10 +130,7 @@ class Transformer(nnx.Module):
         """
         if self.head is None:
             table = self.embed.table[...].astype(self.dtype)
-            dims = (((hidden.ndim - 1,), (1,)), ((), ()))
-            return jax.lax.dot_general(
-                hidden, table, dims, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
-            )
+            return product(hidden, table, 1, jnp.float32).reshape(*hidden.shape[:-1], -1)
         return self.head(hidden, out_dtype=jnp.float32)
 
     def __call__(self, tokens: Array) -> Array:
