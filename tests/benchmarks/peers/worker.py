@@ -27,7 +27,7 @@ class Turns:
         return going
 
     def end(self, **found: Any) -> None:
-        """Adds how many seconds the turn took, and the process' peak of memory so far in GiB."""
+        """Adds the seconds that the turn took, where ``found`` does not say, and the process' peak of memory in GiB."""
         seconds, peak = time.perf_counter() - self._began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         # The other side needs the memory now.
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
