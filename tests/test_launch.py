@@ -1,0 +1,58 @@
+"""Launch scripts, run with a stand-in for the program that they start."""
+
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def processes(venv, *arguments, **environment):
+    command = ["bash", str(ROOT / "launch/processes.sh"), *arguments]
+    known = dict(os.environ, VENV=str(venv), LOGS=str(venv / "logs"), **environment)
+    return subprocess.run(command, env=known, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def venv(tmp_path):
+    """One whose ``alphaalign`` runs a line of shell: the argument."""
+    program = tmp_path / "bin/alphaalign"
+    program.parent.mkdir()
+    program.write_text('#!/usr/bin/env bash\neval "$1"\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+def test_each_process_knows_which_it_is(venv):
+    show = 'echo "$ALPHAALIGN_PROCESS of $ALPHAALIGN_PROCESSES at $ALPHAALIGN_COORDINATOR, $XLA_FLAGS"'
+    run = processes(venv, "3", show, PORT="1234", DEVICES="2", XLA_FLAGS="")
+    assert run.returncode == 0, run.stderr
+    for i in range(3):
+        said = (venv / f"logs/{i}.log").read_text().split()
+        assert said[:4] == [str(i), "of", "3", "at"] and said[4] == "127.0.0.1:1234,"
+        assert said[-1] == "--xla_force_host_platform_device_count=2"
+    assert "0 of 3" in run.stdout
+
+
+def test_a_process_that_dies_ends_the_others(venv):
+    """The others would wait for it at their next collective."""
+    began = time.monotonic()
+    run = processes(venv, "3", 'if [ $ALPHAALIGN_PROCESS = 1 ]; then echo "no such file"; exit 3; fi; exec sleep 50')
+    assert run.returncode == 3 and time.monotonic() - began < 20
+    assert "process 1 ended with 3" in run.stderr and "no such file" in run.stderr
+
+
+def test_a_dry_run_starts_nothing(venv):
+    run = processes(venv, "--dry-run", "2", "train", "--config.name=a b", PORT="1234")
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2 and "ALPHAALIGN_PROCESS=1 " in lines[1] and r"train --config.name=a\ b >" in lines[1]
+    assert not (venv / "logs").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["0", "train"], ["2"]])
+def test_bad_arguments_are_refused(venv, arguments):
+    run = processes(venv, *arguments)
+    assert run.returncode == 2 and "usage:" in run.stderr
