@@ -27,6 +27,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "gguf": ["gguf>=0.10"],
+        # Planning for a TPU where there is none: its compiler, and what draws the plots.
+        "plan": ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", "matplotlib>=3.8"],
         # torch is the reference that float32 logits are compared with; training never imports it.
         # libtpu compiles for TPU where there is none.
         "test": [

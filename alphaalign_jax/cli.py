@@ -1,5 +1,5 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | convert | bench``. Thin: it reads arguments \
-and calls the rooms."""
+"""The command line: ``alphaalign train | sft | generate | evaluate | convert | bench | plan``. Thin: it reads \
+arguments and calls the rooms."""
 
 from __future__ import annotations
 
@@ -83,6 +83,21 @@ def parser() -> argparse.ArgumentParser:
         "--wait", type=boolean, default=True, help="also time steps with a reward model as slow as the actor's update"
     )
     bench.add_argument("--out", default="runs/bench.json")
+
+    plan = commands.add_parser("plan", help="what a config's step takes on a TPU that is not here: memory, time, price")
+    plan.add_argument("--config", required=True)
+    plan.add_argument("--topology", required=True, help="v5e:8x8, v5p:2x2x4, v6e:4x4 and the like, or cpu:8")
+    plan.add_argument("--prefix_tokens", type=int, default=140, help="of the template, shared by all prompts")
+    plan.add_argument("--prompt_tokens", type=int, help="after it; default: what data.max_prompt_tokens leaves")
+    plan.add_argument(
+        "--sweep",
+        action="store_true",
+        help="plan many layouts and rank them; --sweep.mesh.tensor=1,2,4 and the like say which (all combinations)",
+    )
+    plan.add_argument("--check", action="store_true", help="exit with 1 where it does not fit")
+    plan.add_argument("--price", type=float, help="dollars for a chip and an hour")
+    plan.add_argument("--out", default="runs/plan.json")
+    plan.add_argument("--plot", default="", help="a picture, .png, .svg or .pdf; needs matplotlib")
     return out
 
 
@@ -95,6 +110,18 @@ def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
             raise ValueError(f"argument {argument!r} is not known; settings are changed by --config.key=value")
         pairs.append((key.removeprefix("--config."), value))
     return pairs
+
+
+def swept(extra: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """``--sweep.key=value,value`` arguments as settings with their values; and the other arguments."""
+    axes, rest = {}, []
+    for argument in extra:
+        key, equals, values = argument.partition("=")
+        if key.startswith("--sweep.") and equals and values:
+            axes[key.removeprefix("--sweep.")] = values.split(",")
+        else:
+            rest.append(argument)
+    return axes, rest
 
 
 def _train(args: Any, extra: Sequence[tuple[str, str]]) -> None:
@@ -141,13 +168,33 @@ def _bench(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     command.run(settings, **parts, out=args.out, command=args.command_line)
 
 
-COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], None]] = {
+def _plan(args: Any, extra: Sequence[tuple[str, str]]) -> int:
+    from alphaalign_jax.planning import command, sweep
+
+    fits = command.run(
+        args.config,
+        extra,
+        topology_name=args.topology,
+        prefix_tokens=args.prefix_tokens,
+        prompt_tokens=args.prompt_tokens,
+        axes=args.axes or (sweep.DEFAULT if args.sweep else None),
+        dollars_hour=args.price,
+        out=args.out,
+        plot=args.plot,
+        command=args.command_line,
+    )
+    return int(args.check and not fits)
+
+
+# What a command returns is its exit status; None is 0.
+COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
     "train": _train,
     "sft": _sft,
     "generate": _generate,
     "evaluate": _evaluate,
     "convert": _convert,
     "bench": _bench,
+    "plan": _plan,
 }
 
 
@@ -157,18 +204,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, extra = parser().parse_known_args(argv)
     args.command_line = shlex.join(["alphaalign", *argv])
     try:
+        if args.command == "plan":
+            args.axes, extra = swept(extra)
         pairs = overrides(extra)
-        if pairs and args.command not in ("train", "sft", "bench"):
+        if pairs and args.command not in ("train", "sft", "bench", "plan"):
             raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
         _compilation_cache()
         processes.start()
-        COMMANDS[args.command](args, pairs)
+        return COMMANDS[args.command](args, pairs) or 0
     except USER_ERRORS as error:
         if os.environ.get("ALPHAALIGN_TRACEBACK"):
             raise
         print(f"alphaalign {args.command}: {error} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
-    return 0
 
 
 def _compilation_cache() -> None:

@@ -76,12 +76,13 @@ class Engine:
         self,
         network: Network,
         layout: Layout,
-        verifiers: Verifiers,
+        verifiers: Verifiers | None,
         stop_ids: tuple[int, ...],
         *,
         in_flight: InFlight,
     ):
-        """``network``: the policy's as it is sampled from; its weights are kept in its compute dtype.
+        """``network``: the policy's as it is sampled from; its weights are kept in its compute dtype. Without
+        ``verifiers`` it does not ``judge``.
 
         Where its layers are not scanned, no layer's weights and keys are copied out of a stack at each token, and
         programs take longer to compile.
@@ -94,12 +95,12 @@ class Engine:
         # Cast on the way: half the bytes move where the rollout runs in bfloat16.
         self.prepare: Callable[[Params], Params] = jax.jit(cast, out_shardings=shardings)
         bind = self.network.bind
-        self._start = compiled(
+        self.start = compiled(
             lambda params, *args, **sizes: sampler.start(bind(params), *args, **sizes),
             layout,
             static_argnames=("group", "slots", "capacity"),
         )
-        self._decode = compiled(
+        self.decode = compiled(
             lambda params, state, sampling, forced, leave_at: sampler.decode(
                 bind(params), state, sampling, stop_ids=stop_ids, forced=forced, leave_at=leave_at
             ),
@@ -137,7 +138,7 @@ class Engine:
         if limit is not None and (np.shape(limit) != (prompts.batch, group) or np.min(limit) < 1):
             raise ValueError(f"limit {np.shape(limit)}: expected {(prompts.batch, group)} numbers from 1 on")
         sizes = dict(group=group, slots=slots, capacity=self.in_flight.capacity(0, slots))
-        return self._start(params, place(prompts, self.layout), key, limit=limit, **sizes)
+        return self.start(params, place(prompts, self.layout), key, limit=limit, **sizes)
 
     def complete(self, params: Params, state: Decoding, sampling: Sampling, forced: Array | None = None) -> Rollout:
         """Draws tokens until all rows are done; ``state``, from ``prefill``, is donated.
@@ -147,7 +148,7 @@ class Engine:
         prompts, slots = state.done.shape[0], state.drawn.tokens.shape[-1]
         fewer = lambda rows: self.in_flight.fewer(rows, prompts, self.layout.size("batch"))
         while True:
-            state = self._decode(params, state, sampling, forced, fewer(state.rows))
+            state = self.decode(params, state, sampling, forced, fewer(state.rows))
             left, filled = map(int, jax.device_get((state.left, state.t)))
             if not left or filled == slots:
                 return self._finish(state.drawn, state.origin, state.batch, forced)

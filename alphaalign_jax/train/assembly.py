@@ -63,10 +63,11 @@ def as_source(entry: Any) -> Source:
     return Source(**dict(entry))
 
 
-def layouts(config: Config) -> tuple[Layout, Layout]:
-    """Training and rollout layout on one mesh."""
+def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Layout, Layout]:
+    """Training and rollout layout on one mesh, over this machine's devices or those given."""
     m = config.mesh
-    mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor, devices=first_devices(m.devices))
+    devices = first_devices(m.devices) if devices is None else devices
+    mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor, devices=devices)
     return (
         Layout(mesh, rule_table(m.train_rules, m.train_overrides)),
         Layout(mesh, rule_table(m.rollout_rules, m.rollout_overrides)),
@@ -152,20 +153,27 @@ def prepare(config: Config) -> Prepared:
         max_length={"train": d.max_prompt_tokens},
         on_long=d.on_long,
     )
-    actor = _network(config, policy.spec)
+    actor = actor_network(config, policy.spec)
     _check_length(config, policy.spec, sets)
     _check_slices(config, sets["train"], train_layout)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
-    r = config.rollout
-    sampling = dict(scan=r.scan_layers, attention=config.model.attention)
-    engine = policy.engine(rollout_layout, config.model.rollout_dtype, InFlight.of(r), **sampling)
+    sampled = rollout_network(config, policy.spec)
+    engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
     scorer = build_scorer(config)
     return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
 
 
-def _network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:
+def actor_network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:
+    """The policy's network as the trainer runs it; with another ``head``, the critic's."""
     m = config.model
     return Network(spec, head, dtype=m.dtype, remat=m.remat, attention=m.attention)
+
+
+def rollout_network(config: Config, spec: ModelSpec) -> Network:
+    """The policy's network as the sampler runs it."""
+    m = config.model
+    how = dict(scan=config.rollout.scan_layers, attention=m.attention)
+    return Network(spec, dtype=m.rollout_dtype, remat="none", **how)
 
 
 def load_params(prepared: Prepared) -> Params:
@@ -203,7 +211,7 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
             f"critic.path={config.critic.path}: vocabulary of {spec.vocab_size}, the policy's has {policy.vocab_size}"
         )
     spec = dataclasses.replace(spec, num_layers=layers, num_labels=None)
-    network = _network(config, spec, head="value")
+    network = actor_network(config, spec, head="value")
     if config.critic.path:
         hf.check(config.critic.path, network)
     return network

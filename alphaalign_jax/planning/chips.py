@@ -1,0 +1,79 @@
+"""Public figures of Cloud TPU chips, and the devices of a described topology."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of one chip. A float32 product at full precision is six bfloat16 passes of the matrix unit."""
+
+    name: str
+    bf16_flops: float  # per second
+    hbm_bytes: float
+    hbm_rate: float  # bytes per second
+    ici_rate: float  # bytes per second that a chip sends over all its links
+    dollars_hour: float  # on demand, as listed for us regions; --price sets another
+    source: str
+
+    def flops(self, dtype: str) -> float:
+        return self.bf16_flops / (6 if dtype == "float32" else 1)
+
+
+_DOCS = "cloud.google.com/tpu/docs/"
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 197e12, 16 * 2**30, 819e9, 1600e9 / 8, 1.20, f"{_DOCS}v5e"),
+        Chip("v5p", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8, 4.20, f"{_DOCS}v5p"),
+        Chip("v6e", 918e12, 32 * 2**30, 1600e9, 3200e9 / 8, 2.70, f"{_DOCS}v6e"),
+        # Of no meaning but to try a plan, and to compare it with what a run on forced CPU devices uses.
+        Chip("cpu", 100e9, 4 * 2**30, 20e9, 10e9, 0.0, "made up"),
+    )
+}
+_TOPOLOGY = re.compile(r"(v5e|v5p|v6e):(\d+(?:x\d+){1,2})|cpu:(\d+)")
+
+
+def topology(name: str) -> tuple[Chip, Sequence[Any]]:
+    """The chip and the devices of ``v5e:8x8``, ``v5p:2x2x4``, ``v6e:4x4`` or ``cpu:8`` (devices of this host).
+
+    Raises ValueError for another name, a shape that the chip does not come in, or where libtpu is missing.
+    """
+    match = _TOPOLOGY.fullmatch(name)
+    if not match:
+        raise ValueError(f"--topology={name}: expected v5e:8x8, v6e:4x4, v5p:2x2x4 and the like, or cpu:8")
+    kind, shape, count = match.groups()
+    if count:
+        devices = jax.devices("cpu")
+        if not 0 < int(count) <= len(devices):
+            force = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+            raise ValueError(f"--topology={name}: this host has {len(devices)} CPU devices; set {force}")
+        return CHIPS["cpu"], devices[: int(count)]
+    return CHIPS[kind], _described(kind, shape)
+
+
+def _described(kind: str, shape: str) -> Sequence[Any]:
+    # libtpu asks the machine which TPU it is, and locks it: here there is none to ask or lock.
+    chips = math.prod(map(int, shape.split("x")))
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind.replace('v5e', 'v5litepod')}-{chips}")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}").devices
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        text = str(error).splitlines()[0]
+        raise ValueError(
+            f"--topology={kind}:{shape}: the TPU compiler gave no such topology ({text}); it comes with "
+            f"pip install 'alphaalign_jax[tpu]', for Linux on x86-64"
+        ) from error

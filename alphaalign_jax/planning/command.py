@@ -1,0 +1,144 @@
+"""``alphaalign plan``: what a config's step takes on a TPU that is described, in tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.table
+
+from alphaalign_jax import config as configs
+from alphaalign_jax import output
+from alphaalign_jax.config import Config
+from alphaalign_jax.display import Display
+from alphaalign_jax.planning import plots, sweep
+from alphaalign_jax.planning.chips import Chip, topology
+from alphaalign_jax.planning.estimate import Cost
+from alphaalign_jax.planning.plan import Plan, plan
+from alphaalign_jax.planning.programs import Tokens
+
+GIB = 2**30
+
+
+def run(
+    path: str,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    topology_name: str,
+    prefix_tokens: int,
+    prompt_tokens: int | None,
+    axes: Mapping[str, Sequence[str]] | None,
+    dollars_hour: float | None,
+    out: str,
+    plot: str,
+    command: str,
+) -> bool:
+    """Plans ``path`` or, with ``axes``, all combinations of these settings. Whether it, or one of them, fits."""
+    for file in filter(None, (out, plot)):
+        output.check(file)
+    plots.check(plot)
+    chip, devices = topology(topology_name)
+    tokens = lambda config: Tokens.of(config, prefix_tokens, prompt_tokens)
+    display, found = Display(), {"command": command, "topology": topology_name}
+    if axes:
+        layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, dollars_hour)
+        best = sweep.front(layouts)
+        display.say(sweep_table(layouts, best, f"{path} on {topology_name}"))
+        found["layouts"] = [layout.to_json() | {"front": layout in best} for layout in layouts]
+        if plot:
+            plots.layouts(layouts, best, chip, plot, f"{path} on {topology_name}")
+        fits = bool(best)
+    else:
+        config = configs.load(path, overrides)
+        found |= {"tokens": vars(tokens(config))}
+        made = _one(display, config, chip, devices, tokens(config), dollars_hour)
+        for text in (table(made, f"{path} on {topology_name}"), verdict(made)):
+            display.say(text)
+        found |= made.to_json()
+        if plot:
+            plots.memory(made, plot, f"{path} on {topology_name}")
+        fits = made.fits
+    output.write(out, json.dumps(found, indent=2) + "\n")
+    display.say(" and ".join(filter(None, (out, plot))))
+    return fits
+
+
+def _one(
+    display: Display, config: Config, chip: Chip, devices: Any, tokens: Tokens, dollars_hour: float | None
+) -> Plan:
+    with display.bar("programs", 6) as advance:
+        return plan(
+            config, chip, devices, tokens, dollars_hour=dollars_hour, on_program=lambda name: advance(1, compiling=name)
+        )
+
+
+def _sweep(display: Display, path, overrides, axes, chip, devices, tokens, dollars_hour) -> list[sweep.Layout]:
+    with display.bar("layouts", len(list(sweep.combinations(axes)))) as advance:
+        show = lambda layout: advance(1, last=layout.name)
+        return sweep.run(path, overrides, axes, chip, devices, tokens, dollars_hour=dollars_hour, on_layout=show)
+
+
+def table(made: Plan, title: str) -> rich.table.Table:
+    """A row for each program. GiB, TFLOP and seconds of one chip."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items() if size > 1) or "one chip"
+    found = rich.table.Table(title=f"{title}: {mesh}", title_justify="left")
+    headers = ("program", "given", "made", "work", "beside", "GiB", "TFLOP", "read GiB", "sent GiB", "s", "bound by")
+    for name in headers:
+        found.add_column(name, justify="left" if name in ("program", "bound by") else "right")
+    for cost in made.costs:
+        m = cost.memory
+        gib = [f"{size / GIB:.2f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
+        sent = sum(c.bytes for c in cost.collectives)
+        figures = [
+            f"{cost.run_flops / 1e12:.1f}",
+            f"{cost.bytes / GIB:.1f}",
+            f"{sent / GIB:.2f}",
+            f"{cost.seconds:.3f}",
+        ]
+        found.add_row(cost.name, *gib, *figures, cost.bound)
+    return found
+
+
+def verdict(made: Plan) -> str:
+    """Whether it fits, and what a step and the run take."""
+    limit, c = made.chip.hbm_bytes, made.config
+    if not made.fits:
+        what = f"{made.failed}" if made.failed else f"it takes {made.peak / GIB:.1f} GiB a chip"
+        above = f"{(made.peak - limit) / GIB:.1f} more than the {limit / GIB:.0f} of a {made.chip.name}"
+        return f"does not fit: {what}, {above}"
+    dollars = made.chip_hours * made.dollars_hour
+    return (
+        f"fits: {made.peak / GIB:.1f} of {limit / GIB:.0f} GiB a chip\n"
+        f"a step takes at least {made.step_seconds:.1f} s: {made.tokens_second_chip:.0f} response tokens/s a chip, "
+        f"MFU {100 * made.mfu:.0f} % at most\n"
+        f"{c.steps} steps on {made.chips} chips: {made.chip_hours:.1f} chip-hours, ${dollars:.0f} at "
+        f"${made.dollars_hour:.2f} (--price sets another; peaks: {made.chip.source})\n" + _sent(made.costs)
+    )
+
+
+def _sent(costs: Sequence[Cost]) -> str:
+    parts = (
+        f"{cost.name} " + ", ".join(f"{c.kind} {c.bytes / GIB:.2f} ({c.count:.0f}x)" for c in cost.collectives)
+        for cost in costs
+        if cost.collectives
+    )
+    return "sent by a chip, GiB: " + "; ".join(parts)
+
+
+def sweep_table(layouts: Sequence[sweep.Layout], best: Sequence[sweep.Layout], title: str) -> rich.table.Table:
+    found = rich.table.Table(title=f"{title} (* none is both faster and smaller)", title_justify="left")
+    for name in ("", "layout", "GiB a chip", "step s", "tokens/s a chip", "$ a run", ""):
+        found.add_column(name, justify="right" if name[-1:] in ("p", "s", "n") and name != "layout" else "left")
+    for layout in layouts:
+        made = layout.plan
+        if made is None:
+            found.add_row("", layout.name, "-", "-", "-", "-", layout.why)
+            continue
+        times = ["-"] * 3
+        if made.failed is None:
+            dollars = made.chip_hours * made.dollars_hour
+            times = [f"{made.step_seconds:.1f}", f"{made.tokens_second_chip:.0f}", f"{dollars:.0f}"]
+        note = "" if made.fits else "does not fit" + (f": {made.failed}" if made.failed else "")
+        found.add_row("*" if layout in best else "", layout.name, f"{made.peak / GIB:.1f}", *times, note)
+    return found

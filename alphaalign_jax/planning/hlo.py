@@ -1,0 +1,147 @@
+"""What a compiled program does, counted as often as it does it: collectives, and products of matrices.
+
+The compiler's own cost analysis counts a loop's body once. Here the text of the program is read: which computation
+calls which, how often each loop turns, and what each instruction moves or computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|condition|body|branch_computations|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+# The devices that one collective joins, in the three ways that they are written: {{0,1},{2,3}}, [2,2]<=[4], and
+# mesh['a'=2,'b'=2] {'b'}.
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\].*?\{([^}]*)\})")
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_BYTES = {"pred": 1.0, "s4": 0.5, "u4": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    kind: str  # one of KINDS
+    count: float  # times that it runs
+    bytes: float  # that a chip sends, all times together
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    op: str
+    shape: str  # as text; of a tuple, all of it
+    rest: str  # operands and attributes
+    line: str
+
+
+_Bodies = dict[str, dict[str, _Instruction]]
+
+
+def collectives(text: str, *, turns: float) -> list[Collective]:
+    """Those of a program's HLO text, one entry a kind.
+
+    ``turns``: of loops whose number the compiler does not know, as of decoding, which ends when the responses do.
+    """
+    found = {kind: [0.0, 0.0] for kind in KINDS}
+    for _, instruction, times in _executed(*_computations(text), turns):
+        kind = instruction.op.removesuffix("-start")
+        if kind in KINDS:
+            found[kind][0] += times
+            found[kind][1] += times * _sent(kind, instruction)
+    return [Collective(kind, count, sent) for kind, (count, sent) in found.items() if count]
+
+
+def product_flops(text: str, *, turns: float) -> float:
+    """Of a program's matrix products on one device, two for each multiply-add. Of CPU programs: the TPU's compiler
+    makes convolutions of them."""
+    bodies, entry = _computations(text)
+    total = 0.0
+    for name, instruction, times in _executed(bodies, entry, turns):
+        if instruction.op == "dot":
+            left = instruction.rest.split(",")[0].split()[-1].strip("%()")
+            shape = _dimensions(bodies[name][left].shape)
+            contracted = [shape[int(i)] for i in _CONTRACTED.search(instruction.rest)[1].split(",") if i]
+            total += times * 2 * math.prod(_dimensions(instruction.shape)) * math.prod(contracted)
+    return total
+
+
+def _computations(text: str) -> tuple[_Bodies, str]:
+    bodies: _Bodies = {}
+    entry, name = "", None
+    for line in text.splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            name = header[2]
+            bodies[name] = {}
+            entry = name if header[1] else entry
+        elif line.startswith("}"):
+            name = None
+        elif name is not None and (match := _INSTRUCTION.match(line)):
+            instruction, shape, op, rest = match.groups()
+            bodies[name][instruction] = _Instruction(op, shape, rest, line)
+    if not entry:
+        raise ValueError("no ENTRY computation in the text of a compiled program")
+    return bodies, entry
+
+
+def _executed(
+    bodies: _Bodies, name: str, turns: float, times: float = 1.0
+) -> Iterator[tuple[str, _Instruction, float]]:
+    """(computation, instruction, how often it runs) of all below a computation."""
+    for instruction in bodies[name].values():
+        yield name, instruction, times
+        if instruction.op.endswith(("-done", "-update")):  # names what its start has called
+            continue
+        inner = times
+        if instruction.op == "while":
+            known = _TRIPS.search(instruction.line)
+            inner *= float(known[1]) if known else turns
+        for several, one in _CALLED.findall(instruction.rest):
+            for computation in (several or one).replace("%", "").split(", "):
+                if computation in bodies:
+                    yield from _executed(bodies, computation, turns, inner)
+
+
+def _sent(kind: str, instruction: _Instruction) -> float:
+    """Bytes that a chip sends, by a ring over its group of n: each part goes to n - 1 others."""
+    sizes = [_size(dtype, dims) for dtype, dims in _ARRAY.findall(instruction.shape)]
+    n = _group_size(instruction.rest)
+    if kind == "collective-permute":
+        return max(sizes)
+    if n <= 1:
+        return 0.0
+    # A started one gives operands and results: the largest is what was gathered, or is to be scattered.
+    started = instruction.op.endswith("-start")
+    if kind == "reduce-scatter":
+        return max(sizes) * (n - 1) / n if started else sum(sizes) * (n - 1)
+    whole = max(sizes) if started and kind == "all-gather" else sum(sizes)
+    return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _group_size(attributes: str) -> int:
+    found = _GROUPS.search(attributes)
+    if found is None:
+        return 1
+    listed, size, mesh, axes = found.groups()
+    if mesh is not None:
+        sizes = {name: int(count) for name, count in re.findall(r"'(\w+)'=(\d+)", mesh)}
+        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", axes))
+    return int(size) if size else len(listed.split(","))
+
+
+def _size(dtype: str, dims: str) -> float:
+    width = re.search(r"\d+", dtype)
+    size = _BYTES.get(dtype, int(width[0]) / 8 if width else 0.0)
+    return size * math.prod(int(d) for d in dims.split(",") if d)
+
+
+def _dimensions(shape: str) -> list[int]:
+    return [int(d) for d in _ARRAY.search(shape)[2].split(",") if d]

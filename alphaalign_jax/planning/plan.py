@@ -1,0 +1,159 @@
+"""A config on a described topology: each program compiled, its cost, and what they make of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from alphaalign_jax import hf
+from alphaalign_jax.config import Config
+from alphaalign_jax.models import ModelSpec, published
+from alphaalign_jax.planning.chips import Chip
+from alphaalign_jax.planning.estimate import Cost, estimate, needed
+from alphaalign_jax.planning.programs import Job, Program, Tokens
+from alphaalign_jax.train import assembly
+
+
+class TooLarge(Exception):
+    """The compiler gave up: a program alone takes more than a chip has."""
+
+    def __init__(self, program: str, bytes: float):
+        super().__init__(f"{program} takes {bytes / 2**30:.1f} GiB")
+        self.program, self.bytes = program, bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step costs. ``costs`` ends before the first program that the compiler gave up on (``failed``)."""
+
+    config: Config
+    chip: Chip
+    chips: int
+    mesh: dict[str, int]
+    held: dict[str, float]  # bytes a chip of each part of the state
+    costs: tuple[Cost, ...]
+    failed: TooLarge | None
+    dollars_hour: float  # of a chip
+
+    @property
+    def peak(self) -> float:
+        """Bytes a chip of the program that takes most."""
+        alone = (self.failed.bytes,) if self.failed else ()
+        return max((*alone, *(cost.memory.total for cost in self.costs)))
+
+    @property
+    def fits(self) -> bool:
+        return self.failed is None and self.peak <= self.chip.hbm_bytes
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(cost.seconds for cost in self.costs)
+
+    @property
+    def tokens_second_chip(self) -> float:
+        r = self.config.rollout
+        return r.prompts * r.group * r.max_new_tokens / self.step_seconds / self.chips
+
+    @property
+    def mfu(self) -> float:
+        return sum(cost.flops for cost in self.costs) / self.step_seconds / self.chip.flops(self.config.model.dtype)
+
+    @property
+    def chip_hours(self) -> float:
+        """Of the whole run's steps."""
+        return self.config.steps * self.step_seconds * self.chips / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.config
+        found = {
+            "chip": dataclasses.asdict(self.chip),
+            "chips": self.chips,
+            "mesh": self.mesh,
+            "train_rules": c.mesh.train_rules,
+            "rollout_rules": c.mesh.rollout_rules,
+            "micro_batch": c.algorithm.micro_batch,
+            "remat": c.model.remat,
+            "held_bytes": self.held,
+            "programs": [
+                dataclasses.asdict(cost)
+                | {"seconds": cost.seconds, "total_bytes": cost.memory.total, "bound": cost.bound}
+                for cost in self.costs
+            ],
+            "peak_bytes": self.peak,
+            "fits": self.fits,
+            "failed": str(self.failed) if self.failed else None,
+        }
+        if self.failed is None:
+            found |= {
+                "step_seconds": self.step_seconds,
+                "tokens_per_second_per_chip": self.tokens_second_chip,
+                "mfu": self.mfu,
+                "chip_hours": self.chip_hours,
+                "dollars": self.chip_hours * self.dollars_hour,
+            }
+        return found
+
+
+def architecture(config: Config) -> ModelSpec:
+    """Of ``model.path``; of a published model also where its files are not to be had."""
+    known = published.config_of(config.model.path)
+    if known:
+        return ModelSpec.from_hf(known)
+    if config.model.path != assembly.BUILTIN_TINY:
+        return hf.load_spec(config.model.path)
+    with tempfile.TemporaryDirectory() as folder:
+        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config)[0], pathlib.Path(folder)))
+
+
+def plan(
+    config: Config,
+    chip: Chip,
+    devices: Sequence[Any],
+    tokens: Tokens,
+    *,
+    dollars_hour: float | None = None,
+    on_program: Any = None,
+) -> Plan:
+    """Lowers and compiles every program of a step. ``on_program`` is called with the name of each before.
+
+    Raises ValueError for a config that the mesh cannot hold at all.
+    """
+    job = Job(config, architecture(config), devices, tokens)
+    costs: list[Cost] = []
+    seconds: dict[str, float] = {}
+
+    def compile(program: Program) -> Any:
+        if on_program:
+            on_program(program.name)
+        began = time.perf_counter()
+        with _too_large(program.name):
+            executable = program.lowered.compile()
+        seconds[program.name] = time.perf_counter() - began
+        return executable
+
+    failed = None
+    try:
+        for program, executable in job.programs(compile):
+            costs.append(estimate(job, chip, program, executable, seconds[program.name]))
+    except TooLarge as error:
+        failed = error
+    price = chip.dollars_hour if dollars_hour is None else dollars_hour
+    return Plan(config, chip, job.chips, dict(job.layout.mesh.shape), job.held(), tuple(costs), failed, price)
+
+
+@contextlib.contextmanager
+def _too_large(name: str):
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        used = needed(error)
+        if used is None:
+            raise
+        raise TooLarge(name, used) from None
