@@ -33,28 +33,23 @@ fi
 
 [ -x "$VENV/bin/alphaalign" ] || install
 mkdir -p "$logs"
-pids=()
-stop() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done; }
+declare -A number # of each process that runs, by its pid
+stop() { for pid in "${!number[@]}"; do kill "$pid" 2>/dev/null || true; done; }
 trap stop EXIT
 for ((i = 0; i < count; i++)); do
   ALPHAALIGN_PROCESS=$i "$VENV/bin/alphaalign" "$@" > "$logs/$i.log" 2>&1 &
-  pids+=($!)
+  number[$!]=$i
 done
 echo "$count processes, logs in $logs"
-for ((left = count; left > 0; left--)); do
+while [ "${#number[@]}" -gt 0 ]; do
   status=0
-  wait -n -p ended "${pids[@]}" || status=$?
-  for ((i = 0; i < count; i++)); do
-    [ "${pids[i]}" = "$ended" ] || continue
-    if [ "$status" -ne 0 ]; then
-      echo "process $i ended with $status; the others are ended too. Its log ends:" >&2
-      tail -n 15 "$logs/$i.log" >&2
-      exit "$status"
-    fi
-  done
-  remaining=()
-  for pid in "${pids[@]}"; do [ "$pid" = "$ended" ] || remaining+=("$pid"); done
-  pids=("${remaining[@]}")
-  count=${#pids[@]}
+  wait -n -p ended "${!number[@]}" || status=$?
+  i=${number[$ended]}
+  unset "number[$ended]"
+  if [ "$status" -ne 0 ]; then
+    echo "process $i ended with $status; the others are ended too. Its log ends:" >&2
+    tail -n 15 "$logs/$i.log" >&2
+    exit "$status"
+  fi
 done
 tail -n 15 "$logs/0.log"

@@ -45,6 +45,12 @@ def test_a_process_that_dies_ends_the_others(venv):
     assert "process 1 ended with 3" in run.stderr and "no such file" in run.stderr
 
 
+def test_the_process_that_failed_is_named_by_its_own_number(venv):
+    """Those that are done leave a gap in the list of the others."""
+    run = processes(venv, "3", "if [ $ALPHAALIGN_PROCESS = 2 ]; then sleep 1; echo last; exit 4; fi")
+    assert run.returncode == 4 and "process 2 ended with 4" in run.stderr and "last" in run.stderr
+
+
 def test_a_dry_run_starts_nothing(venv):
     run = processes(venv, "--dry-run", "2", "train", "--config.name=a b", PORT="1234")
     lines = run.stdout.splitlines()
