@@ -137,7 +137,7 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     assert pruned.plan is None and "weights and optimizer alone take" in pruned.why
 
 
-def test_a_program_that_the_compiler_gives_up_on_is_said(monkeypatch):
+def test_a_program_that_the_compiler_gives_up_on_is_said():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.43G of 15.75G hbm. Exceeded by 5.68G."
     with pytest.raises(plan.TooLarge, match="decode takes 21.4 GiB") as error:
         with plan._too_large("decode"):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import rich.table
 
 from alphaalign_jax import config as configs
 from alphaalign_jax import output
-from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
 from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
 from alphaalign_jax.planning.estimate import Cost
-from alphaalign_jax.planning.plan import Plan, plan
-from alphaalign_jax.planning.programs import Tokens
+from alphaalign_jax.planning.plan import Plan, architecture, plan
+from alphaalign_jax.planning.programs import Job, Tokens
 
 GIB = 2**30
 
@@ -51,8 +49,9 @@ def run(
         fits = bool(best)
     else:
         config = configs.load(path, overrides)
-        found |= {"tokens": vars(tokens(config))}
-        made = _one(display, config, chip, devices, tokens(config), dollars_hour)
+        job = Job(config, architecture(config), devices, tokens(config))
+        found |= {"tokens": vars(job.tokens)}
+        made = _one(display, job, chip, dollars_hour)
         for text in (table(made, f"{path} on {topology_name}"), verdict(made)):
             display.say(text)
         found |= made.to_json()
@@ -64,13 +63,10 @@ def run(
     return fits
 
 
-def _one(
-    display: Display, config: Config, chip: Chip, devices: Any, tokens: Tokens, dollars_hour: float | None
-) -> Plan:
-    with display.bar("programs", 6) as advance:
-        return plan(
-            config, chip, devices, tokens, dollars_hour=dollars_hour, on_program=lambda name: advance(1, compiling=name)
-        )
+def _one(display: Display, job: Job, chip: Chip, dollars_hour: float | None) -> Plan:
+    count = 4 + bool(job.scored) + (job.critic is not None)
+    with display.bar("programs", count) as advance:
+        return plan(job, chip, dollars_hour=dollars_hour, on_program=lambda name: advance(1, compiling=name))
 
 
 def _sweep(display: Display, path, overrides, axes, chip, devices, tokens, dollars_hour) -> list[sweep.Layout]:

@@ -115,9 +115,7 @@ def _flops(job: Job, name: str) -> tuple[float, float]:
     if name == "decode":
         return (cost.response_flops(job.spec, work),) * 2
     if name == "score":
-        passes = [job.actor] * ((a.old_logprob == "trainer") + bool(a.reference))
-        passes += [] if job.critic is None else [job.critic]
-        return sum(map(once, passes)), sum(map(run, passes))
+        return sum(map(once, job.scored)), sum(map(run, job.scored))
     if name in ("update_actor", "update_critic"):
         network = job.actor if name == "update_actor" else job.critic
         return 3 * a.epochs * once(network), (4 if job.config.model.remat == "full" else 3) * a.epochs * run(network)
@@ -151,8 +149,7 @@ def _bytes(job: Job, name: str) -> float:
         / job.layout.size("batch")
     )
     if name == "score":
-        passes = (a.old_logprob == "trainer") + bool(a.reference)
-        return passes * gathered(job.actor) + (gathered(job.critic) if job.critic else 0.0)
+        return sum(map(gathered, job.scored))
     network, params, moments = (
         (job.actor, job.state.actor, job.state.actor_opt)
         if name == "update_actor"

@@ -39,7 +39,6 @@ class _Instruction:
     op: str
     shape: str  # as text; of a tuple, all of it
     rest: str  # operands and attributes
-    line: str
 
 
 _Bodies = dict[str, dict[str, _Instruction]]
@@ -86,7 +85,7 @@ def _computations(text: str) -> tuple[_Bodies, str]:
             name = None
         elif name is not None and (match := _INSTRUCTION.match(line)):
             instruction, shape, op, rest = match.groups()
-            bodies[name][instruction] = _Instruction(op, shape, rest, line)
+            bodies[name][instruction] = _Instruction(op, shape, rest)
     if not entry:
         raise ValueError("no ENTRY computation in the text of a compiled program")
     return bodies, entry
@@ -102,7 +101,7 @@ def _executed(
             continue
         inner = times
         if instruction.op == "while":
-            known = _TRIPS.search(instruction.line)
+            known = _TRIPS.search(instruction.rest)
             inner *= float(known[1]) if known else turns
         for several, one in _CALLED.findall(instruction.rest):
             for computation in (several or one).replace("%", "").split(", "):

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.models import ModelSpec, published
 from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.estimate import Cost, estimate, needed
-from alphaalign_jax.planning.programs import Job, Program, Tokens
+from alphaalign_jax.planning.programs import Job, Program
 from alphaalign_jax.train import assembly
 
 
@@ -113,19 +113,9 @@ def architecture(config: Config) -> ModelSpec:
 
 
 def plan(
-    config: Config,
-    chip: Chip,
-    devices: Sequence[Any],
-    tokens: Tokens,
-    *,
-    dollars_hour: float | None = None,
-    on_program: Any = None,
+    job: Job, chip: Chip, *, dollars_hour: float | None = None, on_program: Callable[[str], None] | None = None
 ) -> Plan:
-    """Lowers and compiles every program of a step. ``on_program`` is called with the name of each before.
-
-    Raises ValueError for a config that the mesh cannot hold at all.
-    """
-    job = Job(config, architecture(config), devices, tokens)
+    """Lowers and compiles every program of a step. ``on_program`` is called with the name of each before."""
     costs: list[Cost] = []
     seconds: dict[str, float] = {}
 
@@ -145,7 +135,7 @@ def plan(
     except TooLarge as error:
         failed = error
     price = chip.dollars_hour if dollars_hour is None else dollars_hour
-    return Plan(config, chip, job.chips, dict(job.layout.mesh.shape), job.held(), tuple(costs), failed, price)
+    return Plan(job.config, chip, job.chips, dict(job.layout.mesh.shape), job.held(), tuple(costs), failed, price)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
-from alphaalign_jax.models import ModelSpec
+from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout
 from alphaalign_jax.rollout.engine import Engine, InFlight
@@ -85,17 +85,16 @@ class Job:
         if name not in ("score", "update_actor", "update_critic"):
             return 1
         rows = r.prompts if name == "score" else r.prompts // a.minibatches
-        part = a.micro_batch or rows
-        if a.micro_tokens:
-            slots = self.tokens.prompt + r.group * r.max_new_tokens
-            part = objectives.largest_slice(rows, slots, a.micro_tokens, self.layout.size("batch"))
+        slots = self.tokens.prompt + r.group * r.max_new_tokens
+        part = objectives.micro_batch(a, rows, slots, self.layout.size("batch")) or rows
         return r.prompts // part
 
     @property
-    def scores(self) -> bool:
-        """Whether a step has a pass before its updates."""
+    def scored(self) -> list[Network]:
+        """The networks that pass over the responses before the updates: policy, reference, critic."""
         a = self.config.algorithm
-        return a.old_logprob == "trainer" or a.reference or self.critic is not None
+        passes = [self.actor] * ((a.old_logprob == "trainer") + bool(a.reference))
+        return passes if self.critic is None else [*passes, self.critic]
 
     def held(self) -> dict[str, float]:
         """Bytes a chip of each part of the state in its memory between programs."""
@@ -138,7 +137,7 @@ class Job:
 
     def _training(self, made: Callable, beside: Callable, sampling: Sampling) -> Iterator[tuple[Program, Any]]:
         steps, batch, a, policy = self.steps, self._batch(), self.config.algorithm, self.config.algorithm.old_logprob
-        if self.scores:
+        if self.scored:
             rows = (batch.prompts, batch.tokens, batch.sampled)
             yield made(
                 "score",

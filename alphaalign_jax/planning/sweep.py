@@ -81,7 +81,7 @@ def _planned(path, overrides, settings, chip, devices, tokens, dollars_hour) -> 
         held = sum(job.held().values())
         if held > chip.hbm_bytes:
             return Layout(settings, None, f"weights and optimizer alone take {held / 2**30:.1f} GiB a chip")
-        return Layout(settings, plan(config, chip, devices, tokens(config), dollars_hour=dollars_hour))
+        return Layout(settings, plan(job, chip, dollars_hour=dollars_hour))
     except ValueError as error:
         return Layout(settings, None, str(error))
 

@@ -57,7 +57,7 @@ class Policy:
             generation_config=hf.load_generation_config(self.path),
         )
 
-    def engine(self, layout: Layout, dtype: str, in_flight: InFlight, **network: Any) -> Engine:
-        """``network``: compute choices, fields of ``Network``."""
-        network = Network(self.spec, dtype=dtype, remat="none", **network)
-        return Engine(network, layout, self.verifiers, self.stop_ids, in_flight=in_flight)
+    def engine(self, layout: Layout, dtype: str, in_flight: InFlight) -> Engine:
+        return Engine(
+            Network(self.spec, dtype=dtype, remat="none"), layout, self.verifiers, self.stop_ids, in_flight=in_flight
+        )

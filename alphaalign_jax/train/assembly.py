@@ -195,9 +195,8 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
 def _check_slices(config: Config, prompts: PromptSet, layout: Layout) -> None:
     """A budget of token slots that the longest batch fits."""
     r, a = config.rollout, config.algorithm
-    if a.micro_tokens:
-        slots = prompts.slots() + r.group * r.max_new_tokens
-        objectives.largest_slice(r.prompts // a.minibatches, slots, a.micro_tokens, layout.size("batch"))
+    slots = prompts.slots() + r.group * r.max_new_tokens
+    objectives.micro_batch(a, r.prompts // a.minibatches, slots, layout.size("batch"))
 
 
 def critic_network(config: Config, policy: ModelSpec) -> Network:

@@ -113,9 +113,8 @@ class Iteration:
         )
         metrics = {name: float(value) for name, value in to_host(metrics).items()} | clock.metrics()
         if asked.pending is not None:
-            metrics["timing_s/reward"] = asked.pending[
-                0
-            ].seconds  # all of it; reward_wait is what the device did not hide
+            # All of it; reward_wait is what the device did not hide.
+            metrics["timing_s/reward"] = asked.pending[0].seconds
         tokens = (metrics["prompt_length/mean"] + metrics["response_length/mean"]) * verdict.format.size
         metrics["perf/total_num_tokens"] = tokens
         metrics["perf/throughput"] = tokens / metrics["timing_s/step"] / self.p.train_layout.mesh.size

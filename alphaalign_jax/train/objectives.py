@@ -160,6 +160,13 @@ def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
     return max(n for n in sizes if n * slots <= budget)
 
 
+def micro_batch(settings: config.Algorithm, size: int, slots: int, shards: int) -> int:
+    """Prompts of a slice of ``size`` prompts of ``slots`` token slots each, over ``shards`` devices; 0: all at once."""
+    if not settings.micro_tokens:
+        return settings.micro_batch
+    return largest_slice(size, slots, settings.micro_tokens, shards)
+
+
 def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
     """``function`` over micro-batches cut as in ``accumulate``; its batch-led results put back in order."""
     size = batch.sampled.shape[0]

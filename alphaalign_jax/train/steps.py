@@ -133,11 +133,9 @@ class Steps:
 
     def _micro_batch(self, rows: Examples | TrainBatch) -> int:
         """Prompts of a slice of ``rows``."""
-        a, (size, *response) = self.config.algorithm, rows.tokens.shape
-        if not a.micro_tokens:
-            return a.micro_batch
+        size, *response = rows.tokens.shape
         slots = rows.prompts.tokens.shape[1] + math.prod(response)
-        return objectives.largest_slice(size, slots, a.micro_tokens, self.layout.size("batch"))
+        return objectives.micro_batch(self.config.algorithm, size, slots, self.layout.size("batch"))
 
     @property
     def _reference_shardings(self) -> Any:
