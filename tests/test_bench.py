@@ -40,6 +40,7 @@ def test_bench_of_a_small_config(tmp_path, monkeypatch, capsys):
     from alphaalign_jax.bench import ceilings
 
     monkeypatch.setattr(ceilings, "_STREAMED", 2**16)
+    monkeypatch.setattr(ceilings, "_MOST_FLOPS", {"cpu": 1e6})
     monkeypatch.setattr(ceilings, "PEAK_SIZE", {"cpu": 64})
     out = tmp_path / "bench.json"
     settings = {

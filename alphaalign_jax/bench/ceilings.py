@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +14,44 @@ import jax.numpy as jnp
 
 from alphaalign_jax.models.layers import precision_of
 
-_STREAMED = 256 * 1024**2  # bytes of weights passed over in one call: more than a cache holds
-_MOST_ROWS = 8192  # of a product that is timed: with more the rate is the same, and the result would not fit
+_STREAMED = 256 * 1024**2  # bytes of right sides passed over in one call: more than a cache holds
+_MOST_FLOPS = {"cpu": 2e10}  # of one call, by backend: a tenth of a second
 PEAK_SIZE = {"cpu": 2048}  # rows and columns of the square product, by backend
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """``[m, k] @ [k, n]``, made ``times`` times, each with another right side as the layers of a model have."""
+
+    m: int
+    k: int
+    n: int
+    times: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Of one."""
+        return 2.0 * self.m * self.k * self.n
+
+    def seconds(self, dtype: str, repeats: int = 3) -> float:
+        """Of all, on one device: the best of ``repeats``, the right sides in whichever order goes faster."""
+        backend, itemsize = jax.default_backend(), jnp.dtype(dtype).itemsize
+        most = _MOST_FLOPS.get(backend, 2e12) / self.flops
+        count = math.ceil(min(256, most, _STREAMED / (self.k * self.n * itemsize)))
+        x = jax.random.normal(jax.random.key(0), (self.m, self.k), dtype)
+        w = jax.random.normal(jax.random.key(1), (self.k, self.n), dtype)
+        found = []
+        for axis, matrix in enumerate((w, w.T)):
+            right = [matrix * (1 + i / 256) for i in range(count)]
+            found.append(best_seconds(functools.partial(_products, x, right, axis=axis), repeats=repeats))
+        return self.times * min(found) / count
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _products(x: jax.Array, right: list[jax.Array], axis: int) -> list[jax.Array]:
+    """``x`` by each of ``right``, contracting its ``axis``."""
+    dims = (((1,), (axis,)), ((), ()))
+    return [jax.lax.dot_general(x, w, dims, precision=precision_of(x.dtype)) for w in right]
 
 
 def best_seconds(function: Callable[[], Any], *, repeats: int = 5) -> float:
@@ -28,39 +65,18 @@ def best_seconds(function: Callable[[], Any], *, repeats: int = 5) -> float:
     return found
 
 
-def gemm_rate(rows: int, shape: tuple[int, int], dtype: str, *, repeats: int = 5) -> float:
-    """FLOP/s of ``[rows, m] @ [m, n]`` on one device, for weights ``shape = (m, n)``.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the machine reached at one time, measured right beside a phase: its speed drifts."""
 
-    Up to 256 weight matrices follow each other as the layers of a model do; a single one would stay in the cache.
-    """
-    m, n = shape
-    count = max(1, min(256, _STREAMED // (m * n * jnp.dtype(dtype).itemsize)))
-    keys = jax.random.split(jax.random.key(0), count + 1)
-    x = jax.random.normal(keys[0], (rows, m), dtype)
-    weights = [jax.random.normal(key, (m, n), dtype) for key in keys[1:]]
+    peak: float  # FLOP/s of a square product too large for any cache, on one device
+    products: float  # seconds of the phase's own products, one after the other; 0 where they are not known
 
-    @jax.jit
-    def products(x, weights):
-        return [jnp.dot(x, w, precision=precision_of(dtype)) for w in weights]
-
-    return count * 2.0 * rows * m * n / best_seconds(lambda: products(x, weights), repeats=repeats)
-
-
-def gemm_seconds(rows: int, shapes: Sequence[tuple[int, int]], dtype: str, rates: dict[Any, float]) -> float:
-    """Seconds of all products ``[rows, m] @ [m, n]`` at measured rates, which are kept in ``rates``."""
-    total = 0.0
-    for shape in shapes:
-        key = (min(rows, _MOST_ROWS), *shape, dtype)
-        if key not in rates:
-            rates[key] = gemm_rate(key[0], shape, dtype)
-        total += 2.0 * rows * shape[0] * shape[1] / rates[key]
-    return total
-
-
-def peak_gemm_rate(dtype: str) -> float:
-    """FLOP/s of a square product too large for any cache, on one device."""
-    size = PEAK_SIZE.get(jax.default_backend(), 8192)
-    return gemm_rate(size, (size, size), dtype, repeats=3)
+    @classmethod
+    def measure(cls, products: Sequence[Product], dtype: str) -> Limits:
+        size = PEAK_SIZE.get(jax.default_backend(), 8192)
+        square = Product(size, size, size)
+        return cls(square.flops / square.seconds(dtype), sum(product.seconds(dtype) for product in products))
 
 
 def memory_rate() -> float:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax
+import rich.box
 import rich.table
 
 from alphaalign_jax import output
@@ -16,8 +17,6 @@ from alphaalign_jax.bench import ceilings
 from alphaalign_jax.bench.phases import Bench, Phase
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
-from alphaalign_jax.models.cost import layer_gemms
-from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.records import versions
 
@@ -32,7 +31,7 @@ def run(config: Config, *, repeats: int, growth: bool, wait: bool, out: str, com
     shards = bench.p.engine.layout.size("batch")
     shapes = _growth(r.prompts, r.group, r.max_new_tokens, shards) if growth else []
     with display.bar("bench", 5 + wait + len(shapes)) as advance:
-        limits = Ceilings(bench)
+        memory = ceilings.memory_rate()
         advance(1)
         parts = bench.rollout(r.prompts, r.group, r.max_new_tokens)
         advance(1)
@@ -48,14 +47,15 @@ def run(config: Config, *, repeats: int, growth: bool, wait: bool, out: str, com
             advance(1)
         grown = []
         for count, group, response in shapes:
-            fill, decode = bench.rollout(count, group, response)
+            fill, decode = bench.rollout(count, group, response, beside=False)
             grown.append({"prompts": count, "group": group, "response": response, **_rollout_figures(fill, decode)})
             advance(1)
+    devices = bench.p.train_layout.mesh.size
     found = {
         "command": command,
-        "device": f"{limits.devices} x {jax.devices()[0].device_kind}",
-        "ceilings": limits.to_json(),
-        "phases": [limits.judge(phase) for phase in phases],
+        "device": f"{devices} x {jax.devices()[0].device_kind}",
+        "memory_bytes_per_second": memory,
+        "phases": [judged(phase, devices, memory) for phase in phases],
         "skewed": skew,
         "reward_wait": waited,
         "growth": grown,
@@ -79,59 +79,20 @@ def run(config: Config, *, repeats: int, growth: bool, wait: bool, out: str, com
     return found
 
 
-class Ceilings:
-    """The machine's limits for a bench's model, measured once, and phases judged by them."""
-
-    def __init__(self, bench: Bench):
-        p, r = bench.p, bench.p.config.rollout
-        self.devices = p.train_layout.mesh.size
-        self.dtypes = {"rollout": p.config.model.rollout_dtype, "train": p.config.model.dtype}
-        self.peak = {dtype: ceilings.peak_gemm_rate(dtype) for dtype in sorted({*self.dtypes.values()})}
-        self.memory = ceilings.memory_rate()
-        # Floors: the time of the weight products alone, at the rate measured for their shapes. How several devices
-        # share the shapes is not measured here: there are none then.
-        self.floors: dict[str, float] = {}
-        if self.devices > 1:
-            return
-        work = bench.workload(r.prompts, r.group, r.max_new_tokens)
-        part = r.prompts // p.config.algorithm.minibatches
-        decode = self._products(p.policy.spec, work.rows, "rollout", logits=work.rows)
-        self.floors["decode"] = r.max_new_tokens * decode
-        for name, network in (("actor", p.actor), ("critic", p.critic)):
-            if network is not None:
-                responses = round(part * work.group * work.response)
-                rows = round(part * work.prompt + work.prefix) + responses
-                once = self._products(network.spec, rows, "train", logits=responses if network.head == "lm" else 0)
-                times = 3 * p.config.algorithm.minibatches * p.config.algorithm.epochs
-                self.floors[f"update_{name}"] = times * once
-
-    def _products(self, spec: ModelSpec, rows: int, use: str, *, logits: int) -> float:
-        """Seconds of one pass of ``rows`` tokens through all layers, and of ``logits`` of them through the head."""
-        dtype, rates = self.dtypes[use], {}
-        seconds = spec.num_layers * ceilings.gemm_seconds(rows, list(layer_gemms(spec).values()), dtype, rates)
-        if logits:
-            seconds += ceilings.gemm_seconds(logits, [(spec.hidden_size, spec.vocab_size)], dtype, rates)
-        return seconds
-
-    def judge(self, phase: Phase) -> dict[str, Any]:
-        """A phase's figures, None where it has no such limit."""
-        dtype = self.dtypes["rollout" if phase.name in ("prefill", "decode") else "train"]
-        floor = self.floors.get(phase.name)
-        return {
-            "phase": phase.name,
-            "seconds": phase.seconds,
-            "compile_seconds": phase.compile_seconds,
-            "tokens_per_second": phase.tokens / phase.seconds,
-            "flops": phase.flops,
-            "mfu": phase.flops / phase.seconds / self.devices / self.peak[dtype] if phase.flops else None,
-            "gemm_share": floor / phase.seconds if floor else None,
-            # Several devices each read weights of their own: how many bytes, the layout says, not the model.
-            "memory_share": phase.bytes / phase.seconds / self.memory if phase.bytes and self.devices == 1 else None,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Of one device."""
-        return {"gemm_flops_per_second": self.peak, "memory_bytes_per_second": self.memory}
+def judged(phase: Phase, devices: int, memory: float) -> dict[str, Any]:
+    """A phase's figures, None where there is no such limit. ``memory``: bytes per second that one device reads."""
+    return {
+        "phase": phase.name,
+        "seconds": phase.seconds,
+        "compile_seconds": phase.compile_seconds,
+        "tokens_per_second": phase.tokens / phase.seconds,
+        "flops": phase.flops,
+        "peak_flops_per_second": phase.peak,
+        "mfu": phase.flops / phase.seconds / devices / phase.peak if phase.flops and phase.peak else None,
+        "gemm_share": phase.gemm_share,
+        # Several devices each read weights of their own: how many bytes, the layout says, not the model.
+        "memory_share": phase.bytes / phase.seconds / memory if phase.bytes and devices == 1 else None,
+    }
 
 
 def _growth(prompts: int, group: int, response: int, shards: int) -> list[tuple[int, int, int]]:
@@ -161,21 +122,27 @@ def peak_memory() -> int:
 def tables(found: dict[str, Any]) -> list[rich.table.Table]:
     """Phases, and how the rollout's time grows."""
     percent = lambda share: "-" if share is None else f"{100 * share:.0f} %"
-    limits = found["ceilings"]
-    peaks = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in limits["gemm_flops_per_second"].items())
-    title = f"{found['device']}: {peaks}, {limits['memory_bytes_per_second'] / 1024**3:.1f} GiB/s read"
-    phases = rich.table.Table(title=title, title_justify="left")
-    for name in ("phase", "compile s", "s", "tokens/s", "GFLOP/s", "MFU", "of its GEMMs", "of memory"):
-        phases.add_column(name, justify="left" if name == "phase" else "right", no_wrap=name == "phase")
+    limit = lambda rate: "-" if rate is None else f"{rate / 1e9:.0f}"
+    title = f"{found['device']}, of one device: {found['memory_bytes_per_second'] / 1024**3:.1f} GiB/s read"
+    phases = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=0)
+    for name in ("phase", "compile", "s", "tokens/s", "GFLOP/s", "square", "MFU", "GEMMs", "memory"):
+        phases.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     for phase in found["phases"]:
+        rate = phase["tokens_per_second"]
         phases.add_row(
             phase["phase"],
             f"{phase['compile_seconds']:.1f}",
-            f"{phase['seconds']:.3f}",
-            f"{phase['tokens_per_second']:.0f}",
+            f"{phase['seconds']:.3f}" if phase["seconds"] < 10 else f"{phase['seconds']:.1f}",
+            f"{rate:.0f}" if rate < 1e6 else "-",  # verdicts: next to nothing
             f"{phase['flops'] / phase['seconds'] / 1e9:.0f}" if phase["flops"] else "-",
+            limit(phase["peak_flops_per_second"]),
             *map(percent, (phase["mfu"], phase["gemm_share"], phase["memory_share"])),
         )
+    phases.caption = (
+        "compile: seconds. square: GFLOP/s of a square product, measured beside the phase. GEMMs: the time of the "
+        "phase's own weight products alone, as a share of the phase's. memory: what must be read, at the rate above."
+    )
+    phases.caption_justify = "left"
     if not found["growth"]:
         return [phases]
     growth = rich.table.Table(title="rollout by size", title_justify="left")

@@ -5,6 +5,7 @@ Responses are sampled to their full length: nothing stops early, so that a time 
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import time
@@ -14,12 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from alphaalign_jax.models import cost
-from alphaalign_jax.models.cost import Workload
+from alphaalign_jax.bench.ceilings import Limits, Product
+from alphaalign_jax.models import Network, cost
+from alphaalign_jax.models.cost import Workload, layer_gemms
+from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.rollout.engine import Engine, InFlight, place
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.iteration import Iteration
+from alphaalign_jax.train.objectives import micro_batch
+from alphaalign_jax.types import TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +37,51 @@ class Phase:
     tokens: float  # that the phase is about: prompt tokens for prefill, response tokens for all others
     flops: float = 0.0
     bytes: float = 0.0
+    peak: float | None = None  # FLOP/s of a square product, medians of what was measured beside the repeats
+    gemm_share: float | None = None  # the phase's own products' time alone, as a share of the phase's
 
     @property
     def compile_seconds(self) -> float:
         return max(0.0, self.first_seconds - self.seconds)
 
 
-def timed(name: str, call: Callable, repeats: int, setup: Callable[[], Any] | None = None, **work: float) -> Phase:
-    """``call`` once to compile it, then ``repeats`` times; with ``setup``, of what that gives, which is not timed."""
-    found = []
-    for _ in range(repeats + 1):
+def timed(
+    name: str,
+    call: Callable,
+    repeats: int,
+    setup: Callable[[], Any] | None = None,
+    limits: Callable[[], Limits] | None = None,
+    **work: float,
+) -> Phase:
+    """``call`` once to compile it, then ``repeats`` times; with ``setup``, of what that gives, which is not timed.
+
+    ``limits`` measures the machine after each of the repeats.
+    """
+    found, beside = [], []
+    for repeat in range(repeats + 1):
         given = () if setup is None else (jax.block_until_ready(setup()),)
         began = time.perf_counter()
         jax.block_until_ready(call(*given))
         found.append(time.perf_counter() - began)
-    return Phase(name, float(np.median(found[1:])), found[0], **work)
+        if repeat and limits is not None:
+            beside.append((limits(), found[-1]))
+    judged = {}
+    if beside:
+        share = float(np.median([limit.products / seconds for limit, seconds in beside]))
+        judged = {"peak": float(np.median([limit.peak for limit, _ in beside])), "gemm_share": share or None}
+    return Phase(name, float(np.median(found[1:])), found[0], **work, **judged)
+
+
+def layer_products(spec: ModelSpec, rows: int, times: float = 1.0) -> list[Product]:
+    """The weight products of ``rows`` tokens in all layers."""
+    sizes = collections.Counter(layer_gemms(spec).values())
+    return [Product(rows, m, n, times * spec.num_layers * count) for (m, n), count in sizes.items()]
+
+
+def gradients(products: Sequence[Product]) -> list[Product]:
+    """The products of a forward pass, and for each those of its gradients by either side."""
+    backward = lambda p: (Product(p.m, p.n, p.k, p.times), Product(p.k, p.m, p.n, p.times))
+    return [each for p in products for each in (p, *backward(p))]
 
 
 class SlowScorer:
@@ -92,21 +127,35 @@ class Bench:
         prompts = self.prompts(count)
         return Workload(count, group, len(prompts.prefix), float(np.mean(prompts.length)), response)
 
-    def rollout(self, count: int, group: int, response: int) -> list[Phase]:
-        """Prefill and decoding."""
+    def limits(self, dtype: str, products: Sequence[Product] = ()) -> Callable[[], Limits]:
+        """Measures what one device can do. How several would share ``products`` is not measured: none are then."""
+        return lambda: Limits.measure(products if self.p.train_layout.mesh.size == 1 else (), dtype)
+
+    def rollout(self, count: int, group: int, response: int, *, beside: bool = True) -> list[Phase]:
+        """Prefill and decoding; ``beside``: with the machine's limits."""
         engine, prompts, work = self.p.engine, self.prompts(count), self.workload(count, group, response)
-        spec, itemsize = self.p.policy.spec, np.dtype(engine.network.dtype).itemsize
+        spec, dtype = self.p.policy.spec, str(engine.network.dtype)
         params, sampling = jax.block_until_ready(engine.prepare(self.state.actor)), self.iteration.sampling
         fill = lambda: engine.prefill(params, prompts, self.iteration.key, group=group, slots=response)
-        filled = timed("prefill", fill, self.repeats, tokens=work.prompt_tokens, flops=cost.prefill_flops(spec, work))
+        filled = timed(
+            "prefill",
+            fill,
+            self.repeats,
+            limits=self.limits(dtype) if beside else None,
+            tokens=work.prompt_tokens,
+            flops=cost.prefill_flops(spec, work),
+        )
+        head = Product(work.rows, spec.hidden_size, spec.vocab_size, response)
+        products = [*layer_products(spec, work.rows, response), head]
         decoded = timed(
             "decode",
             lambda state: engine.complete(params, state, sampling),
             self.repeats,
             setup=fill,
+            limits=self.limits(dtype, products) if beside else None,
             tokens=work.response_tokens,
             flops=cost.response_flops(spec, work),
-            bytes=cost.decode_bytes(spec, work, itemsize),
+            bytes=cost.decode_bytes(spec, work, np.dtype(engine.network.dtype).itemsize),
         )
         return [filled, decoded]
 
@@ -155,7 +204,9 @@ class Bench:
             if self.p.critic is not None:
                 flops += cost.forward_flops(self.p.critic.spec, work, head=False)
             score = lambda: steps.score(self.state, prompts, rollout.tokens, rollout.sampled, sampling, policy=policy)
-            found.append(timed("score", score, self.repeats, tokens=work.response_tokens, flops=flops))
+            beside = self.limits(self.p.config.model.dtype)
+            phase = timed("score", score, self.repeats, limits=beside, tokens=work.response_tokens, flops=flops)
+            found.append(phase)
             scored = score()
         return found + self._updates(prompts, rollout, scored, work)
 
@@ -172,8 +223,26 @@ class Bench:
             if network is not None:
                 flops = 3 * a.epochs * cost.forward_flops(network.spec, work, head=network.head == "lm")
                 run = lambda name=name, update=update, extra=extra: self._advance(name, update, batch, extra)
-                found.append(timed(f"update_{name}", run, self.repeats, tokens=work.response_tokens, flops=flops))
+                limits = self.limits(self.p.config.model.dtype, self._update_products(network, batch, work))
+                phase = timed(
+                    f"update_{name}", run, self.repeats, limits=limits, tokens=work.response_tokens, flops=flops
+                )
+                found.append(phase)
         return found
+
+    def _update_products(self, network: Network, batch: TrainBatch, work: Workload) -> list[Product]:
+        """The weight products of all of a step's updates of ``network``, slice by slice."""
+        a, spec = self.p.config.algorithm, network.spec
+        each = work.prompts // a.minibatches
+        slots = batch.prompts.tokens.shape[1] + batch.tokens[0].size
+        prompts = micro_batch(a, each, slots, self.p.train_layout.size("batch")) or each
+        times, responses = a.epochs * work.prompts / prompts, prompts * batch.tokens[0].size
+        rows = round(work.prefix + prompts * work.prompt) + responses
+        products = layer_products(spec, rows, times)
+        if network.head == "lm":
+            chunks = -(-batch.tokens.shape[-1] // a.logprob_chunk)
+            products.append(Product(responses // chunks, spec.hidden_size, spec.vocab_size, times * chunks))
+        return gradients(products)
 
     def _advance(self, name: str, update: Callable, batch: Any, extra: tuple) -> Any:
         """The optimizer steps of one network on ``batch``; its new weights."""
@@ -209,4 +278,5 @@ class Bench:
             return self.state.actor
 
         tokens = float(r.prompts * r.group * r.max_new_tokens)
-        return timed("step", step, self.repeats, tokens=tokens, flops=sum(part.flops for part in parts))
+        beside, flops = self.limits(self.p.config.model.dtype), sum(part.flops for part in parts)
+        return timed("step", step, self.repeats, limits=beside, tokens=tokens, flops=flops)
