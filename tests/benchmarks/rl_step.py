@@ -3,6 +3,7 @@
     pip install trl accelerate
     python tests/benchmarks/rl_step.py --method=grpo --peer=trl
     python tests/benchmarks/rl_step.py --method=ppo --peer=trl       (TRL up to 1.12)
+    python tests/benchmarks/rl_step.py --method=grpo --peer=tunix    (google-tunix; --peer_python where it lies apart)
 
 Both sample every response to its full length, score it without a reward model, and take one optimizer step on all of
 them. GRPO is without a reference model; PPO has one, and a critic, of the policy's size. What counts is the ratio,
@@ -25,7 +26,7 @@ from alphaalign_jax.train import assembly
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--method", choices=("grpo", "ppo"), default="grpo")
-    parser.add_argument("--peer", choices=("trl",), default="trl")
+    parser.add_argument("--peer", choices=("trl", "tunix"), default="trl")
     parser.add_argument("--peer_rows", type=int, default=0, help="rows of the peer's gradient slices; 0: all at once")
     parser.add_argument("--micro_batch", type=int, default=0, help="algorithm.micro_batch of ours, prompts; 0: all")
     parser.add_argument("--remat", default="none", help="model.remat of ours")

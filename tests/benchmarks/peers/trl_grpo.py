@@ -7,8 +7,9 @@ from typing import Any
 
 import transformers
 import trl
+from asked import arguments, tokenizer
 from datasets import Dataset
-from trl_common import StepInTurn, arguments, load, tokenizer
+from trl_common import StepInTurn, load
 
 FORM = re.compile(r"<safety_reasoning>.*</safety_reasoning>\s*<answer>.*</answer>", re.DOTALL)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import transformers
+from asked import arguments, tokenizer
 from datasets import Dataset
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-from trl_common import StepInTurn, arguments, load, tokenizer
+from trl_common import StepInTurn, load
 
 
 class Free(torch.nn.Module):
