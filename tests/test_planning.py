@@ -10,9 +10,10 @@ import pytest
 from alphaalign_jax import cli, config
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import build_mesh
-from alphaalign_jax.planning import estimate, hlo, plan, sweep
+from alphaalign_jax.planning import compiled, estimate, hlo, plan, sweep
 from alphaalign_jax.planning.chips import CHIPS, topology
-from alphaalign_jax.planning.programs import Job, Tokens
+from alphaalign_jax.planning.compiled import Compiled
+from alphaalign_jax.planning.programs import Job, Program, Tokens
 from alphaalign_jax.types import TrainState
 
 MODEL = dict(
@@ -87,8 +88,12 @@ def test_planned_memory_and_flops_are_those_of_the_step_that_runs(settings, caps
     assert job.held() == {name: shards(getattr(state, name)) for name in job.held()}
 
     executables = {}
-    compile = lambda program: executables.setdefault(program.name, program.lowered.compile())
-    costs = {p.name: estimate.estimate(job, CHIPS["cpu"], p, made, 0.0) for p, made in job.programs(compile)}
+
+    def compile(program):
+        executables[program.name] = program.lowered.compile()
+        return Compiled.of(executables[program.name], program.turns, 0.0)
+
+    costs = {p.name: estimate.estimate(job, CHIPS["cpu"], p, made) for p, made in job.programs(compile)}
     assert set(costs) == {"reshard", "prefill", "decode", "score", "update_critic", "update_actor"}
     assert costs["update_actor"].memory.arguments >= job.held()["actor"] + job.held()["actor_opt"]
     assert costs["update_actor"].memory.resident == sum(job.held()[k] for k in ("critic", "critic_opt", "reference"))
@@ -125,7 +130,8 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     seen = []
     options = dict(dollars_hour=None, on_layout=seen.append)
     tokens = lambda _: TOKENS
-    found = sweep.run(str(settings), [], axes, chip, devices, tokens, **options)
+    compile = compiled.compiler(devices, None)
+    found = sweep.run(str(settings), [], axes, chip, devices, tokens, compile, **options)
     assert len(seen) == 4 and [layout.plan is None for layout in found] == [False, False, True, True]
     assert found[0].plan.step_seconds <= found[1].plan.step_seconds and found[0] in sweep.front(found)
     # Whole on each chip, the rollout's weights take more memory than laid over all.
@@ -133,16 +139,43 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     assert sizes["fsdp_tensor"] < sizes["tensor"]
     assert all("of size 4 does not divide over mesh axes {'tensor': 8}" in layout.why for layout in found[2:])
     small = dataclasses.replace(chip, hbm_bytes=1e5)
-    (pruned,) = sweep.run(str(settings), [], {"mesh.tensor": ["2"]}, small, devices, tokens, **options)
+    (pruned,) = sweep.run(str(settings), [], {"mesh.tensor": ["2"]}, small, devices, tokens, compile, **options)
     assert pruned.plan is None and "weights and optimizer alone take" in pruned.why
 
 
-def test_a_program_that_the_compiler_gives_up_on_is_said():
+def test_what_was_compiled_once_is_read_back(settings, tmp_path):
+    """A second look that compiles again, or that finds another program's figures."""
+    chip, devices = topology("cpu:8")
+    c = config.load(str(settings), [("mesh.tensor", "2")])
+    job = Job(c, ModelSpec.from_hf(MODEL), devices, TOKENS)
+    first = plan.plan(job, chip, compiled.compiler(devices, tmp_path))
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(files) == len(first.costs) == 6
+    assert plan.plan(job, chip, compiled.compiler(devices, tmp_path)) == first
+    assert files == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    four = Job(c, ModelSpec.from_hf(MODEL), devices[:4], TOKENS)
+    assert plan.plan(four, chip, compiled.compiler(devices[:4], tmp_path)).peak > first.peak
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_program_that_the_compiler_gives_up_on_is_said(tmp_path, kept):
+    """Also where it is read back."""
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.43G of 15.75G hbm. Exceeded by 5.68G."
-    with pytest.raises(plan.TooLarge, match="decode takes 21.4 GiB") as error:
-        with plan._too_large("decode"):
+
+    class Lowered:
+        as_text = staticmethod(lambda: "a program")
+        tried = 0
+
+        def compile(self):
+            self.tried += 1
             raise jax.errors.JaxRuntimeError(message)
-    assert error.value.bytes == pytest.approx(21.43 * 2**30)
+
+    lowered = Lowered()
+    for _ in range(2):
+        with pytest.raises(compiled.TooLarge, match="decode takes 21.4 GiB") as error:
+            compiled.compiler([], tmp_path if kept else None)(Program("decode", lowered, 0.0, 1.0))
+        assert error.value.bytes == pytest.approx(21.43 * 2**30)
+    assert lowered.tried == 2 - kept
 
 
 @pytest.mark.parametrize("name", ["v4:2x2", "v5e", "v5e:8", "cpu:99", "v5e:0x3"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import rich.table
 
 from alphaalign_jax import config as configs
@@ -12,11 +14,13 @@ from alphaalign_jax import output
 from alphaalign_jax.display import Display
 from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
+from alphaalign_jax.planning.compiled import Compiled, compiler
 from alphaalign_jax.planning.estimate import Cost
 from alphaalign_jax.planning.plan import Plan, architecture, plan
-from alphaalign_jax.planning.programs import Job, Tokens
+from alphaalign_jax.planning.programs import Job, Program, Tokens
 
 GIB = 2**30
+Compile = Callable[[Program], Compiled]
 
 
 def run(
@@ -38,9 +42,10 @@ def run(
     plots.check(plot)
     chip, devices = topology(topology_name)
     tokens = lambda config: Tokens.of(config, prefix_tokens, prompt_tokens)
+    compile = compiler(devices, _cache())
     display, found = Display(), {"command": command, "topology": topology_name}
     if axes:
-        layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, dollars_hour)
+        layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dollars_hour)
         best = sweep.front(layouts)
         display.say(sweep_table(layouts, best, f"{path} on {topology_name}"))
         found["layouts"] = [layout.to_json() | {"front": layout in best} for layout in layouts]
@@ -51,7 +56,7 @@ def run(
         config = configs.load(path, overrides)
         job = Job(config, architecture(config), devices, tokens(config))
         found |= {"tokens": vars(job.tokens)}
-        made = _one(display, job, chip, dollars_hour)
+        made = _one(display, job, chip, compile, dollars_hour)
         for text in (table(made, f"{path} on {topology_name}"), verdict(made)):
             display.say(text)
         found |= made.to_json()
@@ -63,16 +68,24 @@ def run(
     return fits
 
 
-def _one(display: Display, job: Job, chip: Chip, dollars_hour: float | None) -> Plan:
+def _cache() -> pathlib.Path | None:
+    """Beside the compiled programs."""
+    folder = jax.config.jax_compilation_cache_dir
+    return pathlib.Path(folder) / "plans" if folder else None
+
+
+def _one(display: Display, job: Job, chip: Chip, compile: Compile, dollars_hour: float | None) -> Plan:
     count = 4 + bool(job.scored) + (job.critic is not None)
     with display.bar("programs", count) as advance:
-        return plan(job, chip, dollars_hour=dollars_hour, on_program=lambda name: advance(1, compiling=name))
+        show = lambda name: advance(1, compiling=name)
+        return plan(job, chip, compile, dollars_hour=dollars_hour, on_program=show)
 
 
-def _sweep(display: Display, path, overrides, axes, chip, devices, tokens, dollars_hour) -> list[sweep.Layout]:
+def _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dollars_hour) -> list[sweep.Layout]:
     with display.bar("layouts", len(list(sweep.combinations(axes)))) as advance:
         show = lambda layout: advance(1, last=layout.name)
-        return sweep.run(path, overrides, axes, chip, devices, tokens, dollars_hour=dollars_hour, on_layout=show)
+        about = (path, overrides, axes, chip, devices, tokens, compile)
+        return sweep.run(*about, dollars_hour=dollars_hour, on_layout=show)
 
 
 def table(made: Plan, title: str) -> rich.table.Table:

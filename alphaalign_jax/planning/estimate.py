@@ -7,17 +7,13 @@ rate of its links, all three at once. What is measured on a TPU will be more.
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any
 
 from alphaalign_jax.models import cost
 from alphaalign_jax.models.cost import Workload
 from alphaalign_jax.planning.chips import Chip
-from alphaalign_jax.planning.hlo import Collective, collectives
+from alphaalign_jax.planning.compiled import Compiled
+from alphaalign_jax.planning.hlo import Collective
 from alphaalign_jax.planning.programs import Job, Program, chip_bytes
-
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +55,9 @@ class Cost:
         return max(times, key=times.__getitem__)
 
 
-def estimate(job: Job, chip: Chip, program: Program, executable: Any, compile_seconds: float) -> Cost:
-    """Of a compiled program."""
-    stats = executable.memory_analysis()
-    memory = Memory(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        resident=program.resident,
-    )
-    moved = tuple(collectives(executable.as_text(), turns=program.turns))
+def estimate(job: Job, chip: Chip, program: Program, made: Compiled) -> Cost:
+    """Of a program, and what compiling it found."""
+    memory = Memory(made.arguments, made.outputs, made.temporaries, program.resident)
     flops, run_flops = (total / job.chips for total in _flops(job, program.name))
     read = _bytes(job, program.name)
     dtype = job.config.model.rollout_dtype if program.name in ("prefill", "decode") else job.config.model.dtype
@@ -78,18 +67,12 @@ def estimate(job: Job, chip: Chip, program: Program, executable: Any, compile_se
         flops=flops,
         run_flops=run_flops,
         bytes=read,
-        collectives=moved,
+        collectives=made.collectives,
         compute_seconds=run_flops / chip.flops(dtype),
         hbm_seconds=read / chip.hbm_rate,
-        ici_seconds=sum(c.bytes for c in moved) / chip.ici_rate,
-        compile_seconds=compile_seconds,
+        ici_seconds=sum(c.bytes for c in made.collectives) / chip.ici_rate,
+        compile_seconds=made.seconds,
     )
-
-
-def needed(error: Exception) -> float | None:
-    """Bytes a chip that the TPU compiler says a program takes, where it gave up for lack of memory."""
-    found = _USED.search(str(error))
-    return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 def _work(job: Job) -> Workload:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
-
-import jax
 
 from alphaalign_jax import hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import ModelSpec, published
 from alphaalign_jax.planning.chips import Chip
-from alphaalign_jax.planning.estimate import Cost, estimate, needed
+from alphaalign_jax.planning.compiled import Compiled, TooLarge
+from alphaalign_jax.planning.estimate import Cost, estimate
 from alphaalign_jax.planning.programs import Job, Program
 from alphaalign_jax.train import assembly
-
-
-class TooLarge(Exception):
-    """The compiler gave up: a program alone takes more than a chip has."""
-
-    def __init__(self, program: str, bytes: float):
-        super().__init__(f"{program} takes {bytes / 2**30:.1f} GiB")
-        self.program, self.bytes = program, bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,37 +102,25 @@ def architecture(config: Config) -> ModelSpec:
 
 
 def plan(
-    job: Job, chip: Chip, *, dollars_hour: float | None = None, on_program: Callable[[str], None] | None = None
+    job: Job,
+    chip: Chip,
+    compile: Callable[[Program], Compiled],
+    *,
+    dollars_hour: float | None = None,
+    on_program: Callable[[str], None] = lambda name: None,
 ) -> Plan:
     """Lowers and compiles every program of a step. ``on_program`` is called with the name of each before."""
     costs: list[Cost] = []
-    seconds: dict[str, float] = {}
 
-    def compile(program: Program) -> Any:
-        if on_program:
-            on_program(program.name)
-        began = time.perf_counter()
-        with _too_large(program.name):
-            executable = program.lowered.compile()
-        seconds[program.name] = time.perf_counter() - began
-        return executable
+    def announced(program: Program) -> Compiled:
+        on_program(program.name)
+        return compile(program)
 
     failed = None
     try:
-        for program, executable in job.programs(compile):
-            costs.append(estimate(job, chip, program, executable, seconds[program.name]))
+        for program, made in job.programs(announced):
+            costs.append(estimate(job, chip, program, made))
     except TooLarge as error:
         failed = error
     price = chip.dollars_hour if dollars_hour is None else dollars_hour
     return Plan(job.config, chip, job.chips, dict(job.layout.mesh.shape), job.held(), tuple(costs), failed, price)
-
-
-@contextlib.contextmanager
-def _too_large(name: str):
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        used = needed(error)
-        if used is None:
-            raise
-        raise TooLarge(name, used) from None

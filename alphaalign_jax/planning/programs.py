@@ -110,8 +110,10 @@ class Job:
         return {name: chip_bytes(part) for name, part in parts.items() if part is not None}
 
     def programs(self, compile: Callable[[Program], Any]) -> Iterator[tuple[Program, Any]]:
-        """Each program, in the order of a step, with what ``compile`` makes of it. Lowered one by one: what one gives
-        is laid out as the next one takes it."""
+        """Each program, in the order of a step, with what ``compile`` makes of it: it has ``output_specs``, by leaf.
+
+        Lowered one by one: what one gives is laid out as the next one takes it.
+        """
         held, r = self.held(), self.config.rollout
         beside = lambda *arguments: sum(size for name, size in held.items() if name not in arguments)
         key = placed(jax.eval_shape(lambda: jax.random.key(0)), self.rollout_layout.replicated)
@@ -130,7 +132,8 @@ class Job:
         yield prefill
         # Decoding is most of its time, and takes the most memory, with the cache at its full length.
         full = jax.eval_shape(lambda *x: self.engine.start(*x, limit=None, **start(r.max_new_tokens)), *arguments)
-        state = placed(full, prefill[1].output_shardings)
+        lie = [jax.sharding.NamedSharding(self.rollout_layout.mesh, spec) for spec in prefill[1].output_specs]
+        state = placed(full, jax.tree.unflatten(jax.tree.structure(full), lie))
         decode = self.engine.decode.lower(self.sampled_params, state, sampling(self.rollout_layout), None, 0)
         yield made("decode", decode, beside(), turns=r.max_new_tokens)
         yield from self._training(made, beside, sampling(self.layout))

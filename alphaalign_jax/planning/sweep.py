@@ -10,8 +10,9 @@ from typing import Any
 from alphaalign_jax import config as configs
 from alphaalign_jax.config import Config
 from alphaalign_jax.planning.chips import Chip
+from alphaalign_jax.planning.compiled import Compiled
 from alphaalign_jax.planning.plan import Plan, architecture, plan
-from alphaalign_jax.planning.programs import Job, Tokens
+from alphaalign_jax.planning.programs import Job, Program, Tokens
 
 # Mesh shapes (fsdp takes what tensor leaves), rule tables, slices of a gradient, and what the backward pass keeps.
 DEFAULT = {
@@ -54,6 +55,7 @@ def run(
     chip: Chip,
     devices: Sequence[Any],
     tokens: Callable[[Config], Tokens],
+    compile: Callable[[Program], Compiled],
     *,
     dollars_hour: float | None,
     on_layout: Callable[[Layout], None],
@@ -65,7 +67,7 @@ def run(
     """
     found = []
     for settings in combinations(axes):
-        layout = _planned(path, [*overrides, *settings.items()], settings, chip, devices, tokens, dollars_hour)
+        layout = _planned(path, [*overrides, *settings.items()], settings, chip, devices, tokens, compile, dollars_hour)
         on_layout(layout)
         found.append(layout)
     rank = lambda layout: (
@@ -74,14 +76,14 @@ def run(
     return sorted(found, key=rank)
 
 
-def _planned(path, overrides, settings, chip, devices, tokens, dollars_hour) -> Layout:
+def _planned(path, overrides, settings, chip, devices, tokens, compile, dollars_hour) -> Layout:
     try:
         config = configs.load(path, overrides)
         job = Job(config, architecture(config), devices, tokens(config))
         held = sum(job.held().values())
         if held > chip.hbm_bytes:
             return Layout(settings, None, f"weights and optimizer alone take {held / 2**30:.1f} GiB a chip")
-        return Layout(settings, plan(job, chip, dollars_hour=dollars_hour))
+        return Layout(settings, plan(job, chip, compile, dollars_hour=dollars_hour))
     except ValueError as error:
         return Layout(settings, None, str(error))
 
