@@ -212,10 +212,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _compilation_cache()
         processes.start()
         return COMMANDS[args.command](args, pairs) or 0
-    except USER_ERRORS as error:
-        if os.environ.get("ALPHAALIGN_TRACEBACK"):
+    except Exception as error:
+        if not isinstance(error, USER_ERRORS) or os.environ.get("ALPHAALIGN_TRACEBACK"):
+            processes.abandon(1, error)
             raise
         print(f"alphaalign {args.command}: {error} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
+        processes.abandon(2)
         return 2
 
 

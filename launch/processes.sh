@@ -34,7 +34,9 @@ fi
 [ -x "$VENV/bin/alphaalign" ] || install
 mkdir -p "$logs"
 declare -A number # of each process that runs, by its pid
-stop() { for pid in "${!number[@]}"; do kill "$pid" 2>/dev/null || true; done; }
+stop() { # for good: JAX takes a first request to end as news of a preemption, and goes on
+  for pid in "${!number[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+}
 trap stop EXIT
 for ((i = 0; i < count; i++)); do
   ALPHAALIGN_PROCESS=$i "$VENV/bin/alphaalign" "$@" > "$logs/$i.log" 2>&1 &

@@ -1,25 +1,31 @@
-"""Two processes of four devices give the numbers of one process with eight."""
+"""Several processes give the numbers of one with as many devices, and end together."""
 
+import contextlib
+import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import test_mesh
 
+from alphaalign_jax.cli import main
 from alphaalign_jax.parallel import processes
 
 TESTS = pathlib.Path(__file__).parent
 MESH = "fsdp 4 x tensor 2"
-WORKER = """
+STEP = """
 import sys
 from alphaalign_jax.parallel import processes
 processes.start()
 import numpy as np, jax, test_mesh
-assert jax.process_count() == 2 and jax.device_count() == 8
+assert jax.process_count() == int(sys.argv[3]) and jax.device_count() == 8
 host, metrics, _ = test_mesh.one_step(sys.argv[1])
 if processes.first():
     metrics = {name.replace("/", "|"): value for name, value in metrics.items()}
@@ -27,35 +33,115 @@ if processes.first():
 """
 
 
-def test_two_processes_equal_one(tmp_path):
-    """A host that sums only its own rows, or draws its own noise, gives other losses and other weights."""
+@contextlib.contextmanager
+def cluster(count: int, devices: int, *command: str):
+    """``python COMMAND`` in ``count`` processes of one cluster, with ``devices`` in all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out = tmp_path / "result.npz"
     common = {
         **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices // count}"),
         "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
     }
-    common |= {processes.COORDINATOR: f"127.0.0.1:{port}", processes.COUNT: "2"}
-    command = [sys.executable, "-c", WORKER, MESH, str(out)]
-    workers = [
-        subprocess.Popen(command, env={**common, processes.INDEX: str(i)}, stderr=subprocess.PIPE) for i in range(2)
-    ]
+    common |= {processes.COORDINATOR: f"127.0.0.1:{port}", processes.COUNT: str(count)}
+    start = lambda i: subprocess.Popen(
+        [sys.executable, *command],
+        env={**common, processes.INDEX: str(i)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    workers = [start(i) for i in range(count)]
     try:
-        for worker in workers:
-            _, error = worker.communicate(timeout=900)
-            assert worker.returncode == 0, error.decode()[-3000:]
+        yield workers
     finally:
         for worker in workers:
             worker.kill()
+
+
+def finish(workers, timeout=900) -> list[str]:
+    """What each said; it must have ended well."""
+    said = []
+    for worker in workers:
+        said.append(worker.communicate(timeout=timeout)[0])
+        assert worker.returncode == 0, said[-1][-3000:]
+    return said
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_equal_one(tmp_path, count):
+    """A host that sums only its own rows, or draws its own noise, gives other losses and other weights."""
+    out = tmp_path / "result.npz"
+    with cluster(count, 8, "-c", STEP, MESH, str(out), str(count)) as workers:
+        finish(workers)
     host, metrics, _ = test_mesh.one_step(MESH)
     with np.load(out) as found:
         assert np.array_equal(found["tokens"], host["tokens"])
         np.testing.assert_allclose(found["embed"], host["weights"]["embed"]["table"], rtol=1e-4, atol=1e-6)
         for key, value in metrics.items():
             np.testing.assert_allclose(found[key.replace("/", "|")], value, rtol=2e-4, atol=2e-5, err_msg=key)
+
+
+RUN = {
+    "mesh.devices": 4,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "steps": 2,
+    "warmup.epochs": 0.1,
+    "algorithm.advantage": "grpo",
+    "rollout.prompts": 8,
+    "rollout.group": 2,
+    "rollout.max_new_tokens": 24,
+    "rollout.bucket": 24,
+    "algorithm.minibatches": 1,
+    "eval.batch": 8,
+    "checkpoint.every": 1,
+    "optimizer.decay": 0.0,  # a rate that falls over the run's steps ties a resumption to their number
+}
+
+
+def train(folder, name, *more):
+    settings = RUN | {"out": folder / name, "data.heldout": folder / "heldout.jsonl"}
+    rows = [{"prompt": "How do I bake bread?", "label": "benign"}, {"prompt": "How to steal?", "label": "harmful"}]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "train",
+        f"--config={TESTS.parent}/configs/tiny.py",
+        *(f"--config.{k}={v}" for k, v in settings.items()),
+        *more,
+    ]
+
+
+def records(folder, name):
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def test_a_run_over_processes_is_the_run_of_one(tmp_path):
+    """From warm-up to export and on from its checkpoint: a host that saves what another holds, writes over its records
+    or waits for it for ever. When one dies, the other ends too, which it would not at its next collective."""
+    command = ["-m", "alphaalign_jax.cli", *train(tmp_path, "two")]
+    with cluster(2, 4, *command, "--config.steps=1") as workers:
+        said = finish(workers)
+    assert "held out" in said[0] and "held out" not in said[1], "one process speaks"
+    assert main(train(tmp_path, "one")) == 0
+    one = records(tmp_path, "one")
+    first = safetensors.numpy.load_file(tmp_path / "two/export/model.safetensors")
+    second = safetensors.numpy.load_file(tmp_path / "one/export/model.safetensors")
+    assert first.keys() == second.keys() and any(np.abs(first[key] - second[key]).max() > 0 for key in first)
+    with cluster(2, 4, *command, "--resume", "--config.steps=1000") as workers:
+        while len(two := records(tmp_path, "two")) < len(one) - 1:  # all but the evaluation at the end
+            assert all(worker.poll() is None for worker in workers), workers[0].communicate()[0][-3000:]
+            time.sleep(0.5)
+        workers[1].send_signal(signal.SIGKILL)
+        said, _ = workers[0].communicate(timeout=120)
+        assert workers[0].returncode != 0 and "process 0 ends here" in said, said
+    for a, b in zip(one[:-1], two, strict=False):
+        assert (a["phase"], a["step"]) == (b["phase"], b["step"])
+        for key in ("sft/loss", "actor/pg_loss", "actor/grad_norm", "critic/score/mean", "eval/format_rate"):
+            assert (key in a) == (key in b)
+            np.testing.assert_allclose(b.get(key, 0), a.get(key, 0), rtol=2e-3, atol=2e-5, err_msg=key)
 
 
 def test_half_a_cluster_is_refused(monkeypatch):

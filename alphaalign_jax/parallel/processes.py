@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from jax.experimental import multihost_utils
 
 # Set by whoever starts processes by hand; on TPU pods and under Slurm JAX finds the cluster itself.
 COORDINATOR, COUNT, INDEX = "ALPHAALIGN_COORDINATOR", "ALPHAALIGN_PROCESSES", "ALPHAALIGN_PROCESS"
+# After so long without a sign of life from a process, JAX ends all others with a message.
+_DEAD_AFTER_SECONDS = 60
 
 # Where a control group says what its processes may hold together: versions 2 and 1.
 _CONTROL_GROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -26,17 +29,43 @@ def start() -> None:
     TPU pod, under Slurm or Open MPI: ALPHAALIGN_PROCESSES=auto. Raises ValueError where only some are set.
     """
     given = {name: os.environ.get(name, "") for name in (COORDINATOR, COUNT, INDEX)}
-    if given[COUNT] == "auto":
-        jax.distributed.initialize()
+    if not any(given.values()):
         return
-    missing = [name for name, value in given.items() if not value]
-    if len(missing) == len(given):
-        return
-    if missing or not given[COUNT].isdigit() or not given[INDEX].isdigit() or int(given[INDEX]) >= int(given[COUNT]):
+    cluster: dict[str, Any] = {}  # JAX finds it
+    if given[COUNT] != "auto":
+        _check(given)
+        cluster = dict(
+            coordinator_address=given[COORDINATOR], num_processes=int(given[COUNT]), process_id=int(given[INDEX])
+        )
+    # On CPU, programs that are under way at once may meet their collectives in another order on each process, and so do
+    # those that one process took from the cache and another compiled: they would wait for each other for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_DEAD_AFTER_SECONDS)
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _check(given: dict[str, str]) -> None:
+    count, index = given[COUNT], given[INDEX]
+    if not all(given.values()) or not count.isdigit() or not index.isdigit() or int(index) >= int(count):
         raise ValueError(
             f"{given}: set {COORDINATOR}=host:port, {COUNT}=N and {INDEX}=0..N-1 in every process, or only {COUNT}=auto"
         )
-    jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
+
+
+def abandon(status: int, error: BaseException | None = None) -> None:
+    """After an error ends this process at once if it is one of a cluster, with its traceback where ``error`` is given.
+
+    A regular end would wait for the others to end too, while they wait for this one at their next collective; so they
+    are ended within ``_DEAD_AFTER_SECONDS``. Nothing where it runs alone.
+    """
+    if jax.distributed.is_initialized():
+        if error is not None:
+            traceback.print_exception(error)
+            print(f"process {jax.process_index()} ends here; where this is a lost connection, see the others' logs")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def keep_freed_memory() -> None:
@@ -94,10 +123,11 @@ def first() -> bool:
 
 def to_host(tree: Any) -> Any:
     """NumPy arrays of a pytree, whole on every process, wherever its shards lie."""
-    leaves = jax.tree.leaves(tree)
-    if all(not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    here = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+    leaves, structure = jax.tree.flatten(tree)
+    elsewhere = iter(multihost_utils.process_allgather([x for x in leaves if not here(x)], tiled=True))
+    local = iter(jax.device_get([x for x in leaves if here(x)]))
+    return jax.tree.unflatten(structure, [next(local if here(x) else elsewhere) for x in leaves])
 
 
 def gather_rows(values: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
 from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import processes
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
@@ -50,11 +52,25 @@ def train(config: Config, *, resume: bool = False, command: str = "", display: D
         prepared = assembly.prepare(config)
         resume_step = checkpoints.latest() if resume else None
         with contextlib.closing(Records(config.run_dir, resume_step=resume_step)) as records:
-            summary = Run(prepared, checkpoints, records, display, began).train()
+            with _ending_together():
+                summary = Run(prepared, checkpoints, records, display, began).train()
             records.summary({"command": command, **summary})
         return summary
     finally:
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """An error of one process ends it before it waits for the others, as closing the checkpoints would: they may be at
+    a collective that waits for this one. The reward model's is raised by all."""
+    try:
+        yield
+    except RewardModelError:
+        raise
+    except Exception as error:
+        processes.abandon(1, error)
+        raise
 
 
 class Run:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alphaalign_jax.algorithms.advantages import (
     bootstrap_value,
@@ -93,7 +94,8 @@ class Steps:
 
     def scalar(self, value: float, dtype: Any) -> Array:
         """A scalar on every device of the mesh, as a restored one is."""
-        return jax.device_put(dtype(value), self.layout.replicated)
+        # Not of a JAX array: on a process with one device JAX 0.10 makes of it what Orbax cannot save.
+        return jax.device_put(np.asarray(value, dtype), self.layout.replicated)
 
     def abstract_state(self, step: int) -> TrainState:
         """Shapes, dtypes and shardings of the state after ``step`` steps: what a checkpoint is restored into."""
