@@ -1,6 +1,7 @@
 """Attention kernels against plain attention: interpreted, on a mesh, and compiled for what they are made for."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +54,24 @@ def wanted():
     return gradient("plain")(inputs())
 
 
-@pytest.mark.parametrize("sizes", [None, dict(fsdp=2, tensor=2)], ids=["one device", "mesh"])
+MESHES = {
+    "one device": None,
+    "heads": (dict(fsdp=2, tensor=2), "fsdp_tensor", ()),
+    "more devices than key/value heads": (dict(fsdp=2, tensor=4), "fsdp_tensor", (("kv_heads",),)),
+    "rollouts": (dict(fsdp=2, tensor=3), "fsdp_rollout", ()),
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("kind", KERNELS)
-def test_kernels_equal_plain_attention(kind, sizes):
+def test_kernels_equal_plain_attention(kind, mesh):
     """A block skipped that a query may see, a neighbour's response read, padding attended to, keys' gradients of one
     query head of those that share them, or all prompts on each device: in the output or in a gradient."""
     layout, x = None, inputs()
-    if sizes:
-        layout = Layout(build_mesh(**sizes, devices=jax.devices()[:4]), rule_table("fsdp_tensor"))
+    if mesh:
+        sizes, *rules = mesh
+        devices = jax.devices()[: math.prod(sizes.values())]
+        layout = Layout(build_mesh(**sizes, devices=devices), rule_table(*rules))
         x = {name: jax.device_put(x[name], layout.sharding(*axes)) for name, (_, axes) in SHAPES.items()}
     found, out = gradient(kind, layout)(x)
     np.testing.assert_allclose(out, wanted()[1], atol=2e-6)

@@ -27,6 +27,8 @@ MESHES = {
     "fsdp 8": dict(fsdp=8),
     "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
     "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+    "sequence, fsdp 2 x tensor 2": dict(fsdp=2, tensor=2),
+    "fsdp_rollout, fsdp 2 x tensor 2": dict(fsdp=2, tensor=2),
 }
 
 
@@ -54,7 +56,8 @@ def one_step(name):
     """Tokens, metrics and weights after a whole PPO step on a mesh."""
     sizes = dict(MESHES.get(name, dict(fsdp=1)))
     devices = jax.devices()[: math.prod(sizes.values())]
-    train, rollout_layout = layout("fsdp_tensor", devices, **sizes), layout("tensor", devices, **sizes)
+    rules = name.partition(",")[0] if "," in name else "fsdp_tensor"
+    train, rollout_layout = layout(rules, devices, **sizes), layout("tensor", devices, **sizes)
     c = settings()
     actor, critic = Network(SPEC, remat="full"), Network(SPEC, head="value", remat="full")
     steps = Steps(c, actor, critic, train)
@@ -116,7 +119,7 @@ def test_a_step_is_the_same_on_every_mesh(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_weights_really_are_cut(name):
-    """Sharding that is a no-op on CPU would pass every comparison: large weights must lie in 8 pieces."""
+    """Sharding that is a no-op on CPU would pass every comparison: large weights must lie in pieces."""
     leaves = one_step(name)[2]
     largest = max(leaves, key=lambda x: x.size)
     pieces = {str(shard.index) for shard in largest.addressable_shards}
@@ -165,8 +168,10 @@ def test_rule_tables_reject_collisions_and_strangers():
         rule_table("tensor", [("mpl", "fsdp")])
     with pytest.raises(ValueError, match="no axis 'expert'"):
         Layout(build_mesh(fsdp=8), rule_table("tensor", [("mlp", "expert")]))
-    with pytest.raises(ValueError, match="known: fsdp_tensor, tensor"):
+    with pytest.raises(ValueError, match="known: fsdp_tensor, fsdp_rollout, sequence, tensor"):
         rule_table("zero3")
+    with pytest.raises(ValueError, match="'act_length' cuts what is between"):
+        rule_table("tensor", [("length", "tensor")])
 
 
 def test_constrain_outside_a_layout_is_the_identity():

@@ -180,6 +180,6 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Array, cos: Array, sin: Array, context: tuple[Segment, ...], own: Own) -> tuple[Array, Any]:
         h, kept = self.attn(self.attn_norm(x), cos, sin, context, own)
-        x = constrain(x + h, "batch", "rollout", "length", "act_embed")
+        x = constrain(x + h, "batch", "rollout", "act_length", "act_embed")
         x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, "batch", "rollout", "length", "act_embed"), kept
+        return constrain(x, "batch", "rollout", "act_length", "act_embed"), kept

@@ -84,7 +84,7 @@ class Transformer(nnx.Module):
         token is returned instead.
         """
         table = constrain(self.embed.table[...].astype(self.dtype), "vocab", None)
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "length", "act_embed")
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", "rollout", "act_length", "act_embed")
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(self.spec)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         visible = [segment.visible for segment in context]

@@ -11,6 +11,7 @@ from alphaalign_jax.parallel.rules import (
     platform,
     rule_table,
     sharded,
+    shards,
     use,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "platform",
     "rule_table",
     "sharded",
+    "shards",
     "to_host",
     "use",
 ]

@@ -43,5 +43,15 @@ def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Seque
     elif fixed != len(devices):
         raise ValueError(f"mesh {sizes} takes {fixed} devices, but there are {len(devices)}; set one axis to -1 to fit")
     shape = tuple(sizes[axis] for axis in MESH_AXES)
-    # On TPU the order of devices decides which neighbours talk; elsewhere this is a plain reshape.
-    return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        # On TPU the order of devices decides which neighbours talk; elsewhere this is a plain reshape.
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)
+    # Between slices lies a slower network, which the data axis alone is made for.
+    if sizes["data"] % slices:
+        raise ValueError(
+            f"mesh {sizes}: its {len(devices)} devices are {slices} slices, which only the data axis may go across: "
+            f"set mesh.data to {slices} or a multiple"
+        )
+    within = (sizes["data"] // slices, *shape[1:])
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES)

@@ -20,10 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 LOGICAL_AXES = (
     "batch",  # B, prompts
     "rollout",  # G
-    "length",  # P, S, T, U
+    "length",  # P, S, T, U: whole on every device
     "layers",  # L
     "embed",  # D of weights
     "act_embed",  # D of activations
+    "act_length",  # T of activations between attention and feed-forward
     "mlp",  # F
     "heads",  # H
     "kv_heads",  # K
@@ -36,17 +37,16 @@ RuleTable = Mapping[str, tuple[str, ...]]
 
 # Every activation that ``constrain`` is asked to lay out: a table is tried on all of them before anything is traced.
 ACTIVATIONS = (
-    ("batch", "rollout", "length", "act_embed"),
+    ("batch", "rollout", "act_length", "act_embed"),
     ("batch", "rollout", "length", "heads", "head_dim"),
     ("batch", "rollout", "length", "mlp"),
     *(
-        (*rows, "kv_heads", *head)
-        for rows in (("batch", "rollout"), ("layers", "batch", "rollout"), ("layers", "batch"), ("batch",))
+        (*rows, heads, *head)
+        for heads in ("kv_heads", "heads")  # as they are held; copied for the query heads of each device
+        for rows in (("batch", "rollout"), ("layers", "batch", "rollout"), ("layers", "batch"), ("batch",), ())
         for head in (("head_dim", "length"), ("length", "head_dim"))  # keys, values
     ),
-    ("batch", "heads", None, None),
-    ("batch", "kv_heads", None, None),
-    ("batch", None),
+    ("batch", "length"),
     ("batch", "rollout", "length"),
     ("batch", "rollout"),
     ("vocab", None),
@@ -62,7 +62,18 @@ FSDP_TENSOR: RuleTable = {
 }
 # Decoding reads every weight once a token: gathering them over fsdp each time would cost more than holding them.
 TENSOR_ONLY: RuleTable = {axes: mesh for axes, mesh in FSDP_TENSOR.items() if axes != "embed"}
-TABLES: dict[str, RuleTable] = {"fsdp_tensor": FSDP_TENSOR, "tensor": TENSOR_ONLY}
+# A layer's input, which the backward pass keeps, is cut along the responses over the devices that share its weights:
+# for long ones (Korthikanti et al. 2022, "sequence parallelism").
+SEQUENCE: RuleTable = FSDP_TENSOR | {"act_length": ("tensor",)}
+# Every device has all heads, a part of every weight and some of a prompt's rollouts: for training on more devices than
+# there are prompts, without sums of activations over them.
+FSDP_ROLLOUT: RuleTable = {"batch": ("data", "fsdp"), "rollout": ("tensor",), "embed": ("fsdp", "tensor")}
+TABLES: dict[str, RuleTable] = {
+    "fsdp_tensor": FSDP_TENSOR,
+    "fsdp_rollout": FSDP_ROLLOUT,
+    "sequence": SEQUENCE,
+    "tensor": TENSOR_ONLY,
+}
 
 
 def rule_table(name: str, overrides: Sequence[Sequence[str]] = ()) -> RuleTable:
@@ -73,6 +84,8 @@ def rule_table(name: str, overrides: Sequence[Sequence[str]] = ()) -> RuleTable:
     for logical, *mesh_axes in overrides:
         if logical not in LOGICAL_AXES:
             raise ValueError(f"rule for {logical!r}: not a logical axis; the axes are {', '.join(LOGICAL_AXES)}")
+        if logical == "length":
+            raise ValueError("rule for 'length': attention reads whole responses; 'act_length' cuts what is between")
         table[logical] = tuple(mesh_axes)
     return table
 
@@ -176,6 +189,12 @@ def platform() -> str:
     """Of the devices that are traced for: cpu, gpu, tpu."""
     layout = _CURRENT.get()
     return jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
+
+
+def shards(logical: str) -> int:
+    """Parts into which the axis is cut while a step is traced."""
+    layout = _CURRENT.get()
+    return 1 if layout is None else layout.size(logical)
 
 
 def sharded(function: Callable[..., jax.Array], *arguments: tuple[jax.Array, tuple[str | None, ...]]) -> jax.Array:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from alphaalign_jax.models.attention import plain, splash, triton
 from alphaalign_jax.models.attention.segments import (
     KEY_SLOTS,
     VALUE_SLOTS,
     Cache,
-    Packed,
     Segment,
     pack,
     packable,
     unpack,
 )
-from alphaalign_jax.parallel import platform, sharded
+from alphaalign_jax.parallel import platform, sharded, shards
 from alphaalign_jax.types import Array
 
 __all__ = ["KEY_SLOTS", "KINDS", "VALUE_SLOTS", "Cache", "Segment", "attend"]
@@ -37,12 +40,34 @@ def attend(q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Pre
     if kind == "plain" or not packable(q_bgthc, segments):
         return plain.attend(q_bgthc, segments, precision)
     kernel = {"splash": splash, "triton": triton}[kind]
-    scaled = (q_bgthc * q_bgthc.shape[-1] ** -0.5).astype(q_bgthc.dtype)
-    packed = pack(scaled, segments, block=kernel.BLOCK, width=kernel.width(q_bgthc.shape[-1]))
-    settings = dict(slots=packed.rows // q_bgthc.shape[1], precision=precision, interpret=here != HOMES[kind])
-    run = lambda *arrays: kernel.attend(Packed(*arrays), **settings)
-    # A kernel is no operation that XLA could lay over a mesh: each device runs it on its own prompts and heads.
-    keys = ("batch", "kv_heads", None, None)
-    axes = (("batch", "heads", None, None), keys, keys, ("batch", None))
-    out = sharded(run, *zip((packed.q, packed.k, packed.v, packed.visible), axes, strict=True))
-    return unpack(out, q_bgthc)
+    return _by_kernel(kernel, q_bgthc, segments, precision, interpret=here != HOMES[kind])
+
+
+def _by_kernel(
+    kernel: Any, q_bgthc: Array, segments: tuple[Segment, ...], precision: jax.lax.Precision, *, interpret: bool
+) -> Array:
+    """A kernel is no operation that XLA could lay over a mesh: each device runs it on its own prompts, rollouts and
+    heads."""
+    # Where more devices share the query heads than there are key/value heads, each gets a copy of those it reads.
+    count = segments[-1].k.shape[-3]
+    copies = math.lcm(count, shards("heads")) // count
+    spread = lambda x: jnp.repeat(x, copies, axis=-3) if copies > 1 else x
+
+    def run(q: Array, *arrays: Array) -> Array:
+        rest = iter(arrays)
+        taken = lambda s: s.replace(k=next(rest), v=next(rest), visible=s.visible if s.visible is None else next(rest))
+        packed = pack(
+            (q * q.shape[-1] ** -0.5).astype(q.dtype),
+            tuple(map(taken, segments)),
+            block=kernel.BLOCK,
+            width=kernel.width(q.shape[-1]),
+        )
+        return unpack(kernel.attend(packed, packed.rows // q.shape[1], precision, interpret=interpret), q)
+
+    arguments = [(q_bgthc, ("batch", "rollout", "length", "heads", "head_dim"))]
+    for s in segments:
+        rows = ("batch", "rollout")[: s.k.ndim - 3]
+        arguments += [(spread(s.k), (*rows, "heads", "head_dim", "length"))]
+        arguments += [(spread(s.v), (*rows, "heads", "length", "head_dim"))]
+        arguments += [] if s.visible is None else [(s.visible, ("batch", "length"))]
+    return sharded(run, *arguments)
