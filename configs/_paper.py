@@ -2,16 +2,19 @@
 
 import dataclasses
 
+from _layouts import lay_out, take
+
 from alphaalign_jax.config import defaults
 from alphaalign_jax.data.prompts import Source
 from alphaalign_jax.data.recipes import paper
 
 
-def paper_config(name, hub, arg):
-    if arg not in ("", "zero"):
-        raise ValueError(f"configs/{name}.py:{arg}: expected no argument, or zero")
+def paper_config(name, hub, arg, *, layout, heads):
+    """``layout``: of ``_layouts``, where ``arg`` names none; ``heads``: chips that the model's heads are laid over."""
+    zero, chosen = take(arg, f"configs/{name}.py")
     config = defaults()
-    config.name = name if not arg else f"{name}-zero"
+    config.name = "-".join([name, *(["zero"] if zero else []), *([chosen] if chosen else [])])
+    lay_out(config, chosen or layout, heads)
     config.steps = 200
     config.model.path = hub
     config.model.dtype = config.model.rollout_dtype = "bfloat16"
@@ -29,9 +32,9 @@ def paper_config(name, hub, arg):
     config.rollout.max_new_tokens = 2048
     config.rollout.bucket = 256
 
-    config.reward.helpfulness = "off" if arg else "normalised"
-    config.reward_model.kind = "none" if arg else "classifier"
-    config.reward_model.target = "" if arg else "sfairXC/FsfairX-LLaMA3-RM-v0.1"
+    config.reward.helpfulness = "off" if zero else "normalised"
+    config.reward_model.kind = "none" if zero else "classifier"
+    config.reward_model.target = "" if zero else "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     config.reward_model.dtype = "bfloat16"
 
     config.optimizer.learning_rate = 1e-6

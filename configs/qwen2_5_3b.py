@@ -3,6 +3,7 @@ at most 200 steps.
 
     alphaalign train --config=configs/qwen2_5_3b.py          AlphaAlign
     alphaalign train --config=configs/qwen2_5_3b.py:zero     AlphaAlign-Zero: no helpfulness reward
+    alphaalign train --config=configs/qwen2_5_3b.py:sequence another layout (configs/_layouts.py)
 
 Hardware: planned for 16 v5e chips. Not run yet; no result is claimed.
 
@@ -15,4 +16,4 @@ from _paper import paper_config
 
 
 def get_config(arg=""):
-    return paper_config("qwen2_5_3b", "Qwen/Qwen2.5-3B-Instruct", arg)
+    return paper_config("qwen2_5_3b", "Qwen/Qwen2.5-3B-Instruct", arg, layout="fsdp_tensor", heads=2)

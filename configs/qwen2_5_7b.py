@@ -3,6 +3,7 @@ at most 200 steps.
 
     alphaalign train --config=configs/qwen2_5_7b.py          AlphaAlign
     alphaalign train --config=configs/qwen2_5_7b.py:zero     AlphaAlign-Zero: no helpfulness reward
+    alphaalign train --config=configs/qwen2_5_7b.py:sequence another layout (configs/_layouts.py)
 
 Hardware: planned for 64 v5e chips. Not run yet; no result is claimed.
 
@@ -15,6 +16,4 @@ from _paper import paper_config
 
 
 def get_config(arg=""):
-    config = paper_config("qwen2_5_7b", "Qwen/Qwen2.5-7B-Instruct", arg)
-    config.mesh.tensor = 4  # its 4 key/value heads; 16 prompts then lie one on each of 16 groups of chips
-    return config
+    return paper_config("qwen2_5_7b", "Qwen/Qwen2.5-7B-Instruct", arg, layout="fsdp_tensor", heads=4)
