@@ -39,15 +39,10 @@ PUBLISHED = {  # config.json of the paper's models: width, feed-forward, layers,
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_papers_models_lie_on_the_chips_their_headers_name(name):
-    """A batch or a head count that does not divide is found out when the pod is up."""
-    file = ROOT / f"configs/{name}.py"
-    chips = int(re.search(r"planned for (\d+) v5e chips", file.read_text())[1])
-    config = config_lib.load(str(file))
+def check_on_chips(name, config, chips):
     m, r = config.mesh, config.rollout
-    assert (m.data, m.fsdp) == (1, -1)
-    mesh = AbstractMesh((1, chips // m.tensor, m.tensor), MESH_AXES)
+    assert m.fsdp == -1
+    mesh = AbstractMesh((m.data, chips // m.tensor // m.data, m.tensor), MESH_AXES)
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers")
     fields += ("num_attention_heads", "num_key_value_heads", "vocab_size")
     network = Network(ModelSpec.from_hf(LLAMA | dict(zip(fields, PUBLISHED[name], strict=True))))
@@ -56,6 +51,25 @@ def test_the_papers_models_lie_on_the_chips_their_headers_name(name):
         layout.tree_shardings(network.axes, network.shapes())
         for rows in (r.prompts, r.prompts // config.algorithm.minibatches, config.eval.batch):
             layout.check("rows", (rows,), ("batch",))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_models_lie_on_the_chips_their_headers_name(name):
+    """A batch or a head count that does not divide is found out when the pod is up."""
+    file = ROOT / f"configs/{name}.py"
+    chips = int(re.search(r"planned for (\d+) v5e chips", file.read_text())[1])
+    check_on_chips(name, config_lib.load(str(file)), chips)
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "fsdp_tensor", "hybrid", "fsdp_rollout", "sequence"])
+def test_every_layout_suits_the_papers_models(layout):
+    """On 16 chips, as zero too; and a name that is none is refused with those that are."""
+    for name in PUBLISHED:
+        config = config_lib.load(f"{ROOT}/configs/{name}.py:zero,{layout}")
+        assert config.name == f"{name}-zero-{layout}" and config.reward.helpfulness == "off"
+        check_on_chips(name, config, 16)
+        with pytest.raises(ValueError, match=f"expected zero, one of the layouts .*{layout}"):
+            config_lib.load(f"{ROOT}/configs/{name}.py:{layout},fsdp")
 
 
 def tiny(*overrides):

@@ -179,3 +179,26 @@ def test_constrain_outside_a_layout_is_the_identity():
     assert constrain(x, "vocab", None) is x
     with pytest.raises(ValueError, match="not among ACTIVATIONS"):
         constrain(x, "batch", "embed")
+
+
+def described(name, **options):
+    pytest.importorskip("libtpu", reason="it describes TPUs; it comes with the test extra on Linux")
+    return jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def test_only_the_data_axis_goes_across_slices():
+    """Weights gathered over the network between slices, at every layer."""
+    devices = described("v5e:2x2", num_slices=2)
+    mesh = build_mesh(data=2, fsdp=2, tensor=2, devices=devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert len(set(slices[0].flat)) == len(set(slices[1].flat)) == 1 and slices[0, 0, 0] != slices[1, 0, 0]
+    with pytest.raises(ValueError, match="are 2 slices, which only the data axis may go across"):
+        build_mesh(fsdp=4, tensor=2, devices=devices)
+
+
+def test_an_axis_may_take_part_of_a_side_of_the_chips():
+    """16 x 4 on 8 x 8 chips: a mesh that is refused once the pod is up."""
+    mesh = build_mesh(fsdp=16, tensor=4, devices=described("v5e:8x8"))
+    places = np.array([[device.coords for device in row] for row in mesh.devices[0]])
+    # Those that share heads are neighbours: within 4 x 1 or 2 x 2 chips.
+    assert np.ptp(places, axis=1).sum(-1).max() <= 3

@@ -74,6 +74,28 @@ def test_collectives_in_loops_are_counted_as_often_as_they_run():
     assert hlo.product_flops(text, turns=5) == 7 * 5 * 2 * 8 * 16 * 32
 
 
+def test_collectives_of_a_tpu_program_are_read(tpu_devices):
+    """Its text names no number of turns, and sums that are then cut are calls of a name."""
+    mesh = build_mesh(tensor=4, fsdp=1, devices=tpu_devices)
+    place = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
+    weights = jax.ShapeDtypeStruct((7, 1024, 512), jnp.bfloat16, sharding=place(None, "tensor", None))
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.bfloat16, sharding=place(None, "tensor"))
+
+    def layers(x, weights):
+        one = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tile(x @ w, 2), place(None, "tensor")), None)
+        return jax.lax.scan(one, x, weights)[0]
+
+    def tokens(x, weights, stop):
+        return jax.lax.while_loop(lambda c: c[0] < stop, lambda c: (c[0] + 1, layers(c[1], weights)), (0, x))[1]
+
+    found = hlo.collectives(jax.jit(tokens).lower(x, weights, 3).compile().as_text(), turns=5)
+    # Pairs of chips sum [256, 512] and keep half, then sum that with the other pair: 2 bytes each.
+    assert {c.kind: (c.count, c.bytes) for c in found} == {
+        "reduce-scatter": (35, 35 * 256 * 512 * 2 / 2),
+        "all-reduce": (35, 35 * 256 * 256 * 2),
+    }
+
+
 def test_planned_memory_and_flops_are_those_of_the_step_that_runs(settings, capsys):
     """A part of the state that is forgotten, counted whole where it is sharded, or products that nobody counted."""
     _, devices = topology("cpu:8")
@@ -91,7 +113,7 @@ def test_planned_memory_and_flops_are_those_of_the_step_that_runs(settings, caps
 
     def compile(program):
         executables[program.name] = program.lowered.compile()
-        return Compiled.of(executables[program.name], program.turns, 0.0)
+        return Compiled.of(executables[program.name], 0.0)
 
     costs = {p.name: estimate.estimate(job, CHIPS["cpu"], p, made) for p, made in job.programs(compile)}
     assert set(costs) == {"reshard", "prefill", "decode", "score", "update_critic", "update_actor"}

@@ -45,8 +45,9 @@ def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Seque
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        # On TPU the order of devices decides which neighbours talk; elsewhere this is a plain reshape.
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)
+        # On TPU the order of devices decides which neighbours talk; elsewhere this is a plain reshape. An axis of 4 may
+        # take half a side of 8 x 8 chips.
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), MESH_AXES)
     # Between slices lies a slower network, which the data axis alone is made for.
     if sizes["data"] % slices:
         raise ValueError(
@@ -54,4 +55,7 @@ def build_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Seque
             f"set mesh.data to {slices} or a multiple"
         )
     within = (sizes["data"] // slices, *shape[1:])
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES)
+    between = (slices, 1, 1)
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True), MESH_AXES
+    )

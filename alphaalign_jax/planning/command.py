@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import rich.box
 import rich.table
 
 from alphaalign_jax import config as configs
@@ -91,18 +92,23 @@ def _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dolla
 def table(made: Plan, title: str) -> rich.table.Table:
     """A row for each program. GiB, TFLOP and seconds of one chip."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items() if size > 1) or "one chip"
-    found = rich.table.Table(title=f"{title}: {mesh}", title_justify="left")
-    headers = ("program", "given", "made", "work", "beside", "GiB", "TFLOP", "read GiB", "sent GiB", "s", "bound by")
-    for name in headers:
-        found.add_column(name, justify="left" if name in ("program", "bound by") else "right")
+    found = rich.table.Table(
+        title=f"{title}: {mesh}", title_justify="left", box=rich.box.SIMPLE_HEAD, padding=0, caption_justify="left"
+    )
+    found.caption = (
+        "GiB of a chip: given to the program, made and its working memory, beside it in memory, all; TFLOP; GiB read "
+        "and sent; seconds at least, and what they are bound by."
+    )
+    for name in ("program", "given", "made", "work", "beside", "all", "TFLOP", "read", "sent", "s", "by"):
+        found.add_column(name, justify="left" if name in ("program", "by") else "right", no_wrap=True)
     for cost in made.costs:
         m = cost.memory
-        gib = [f"{size / GIB:.2f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
+        gib = [f"{size / GIB:.1f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
         sent = sum(c.bytes for c in cost.collectives)
         figures = [
-            f"{cost.run_flops / 1e12:.1f}",
-            f"{cost.bytes / GIB:.1f}",
-            f"{sent / GIB:.2f}",
+            f"{cost.run_flops / 1e12:.0f}",
+            f"{cost.bytes / GIB:.0f}",
+            f"{sent / GIB:.1f}",
             f"{cost.seconds:.3f}",
         ]
         found.add_row(cost.name, *gib, *figures, cost.bound)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -21,7 +22,6 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from alphaalign_jax.planning.hlo import Collective, collectives
 from alphaalign_jax.planning.programs import Program
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ")
@@ -43,19 +43,19 @@ class Compiled:
     arguments: float
     outputs: float  # beyond those that take an argument's place
     temporaries: float
-    collectives: tuple[Collective, ...]
+    text: str  # of the program, as HLO
     output_specs: tuple[PartitionSpec, ...]  # by leaf
     seconds: float  # that compiling took
 
     @classmethod
-    def of(cls, executable: jax.stages.Compiled, turns: float, seconds: float) -> Compiled:
+    def of(cls, executable: jax.stages.Compiled, seconds: float) -> Compiled:
         stats = executable.memory_analysis()
         spec = lambda s: s.spec if isinstance(s, NamedSharding) else PartitionSpec()
         return cls(
             arguments=stats.argument_size_in_bytes,
             outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
             temporaries=stats.temp_size_in_bytes,
-            collectives=tuple(collectives(executable.as_text(), turns=turns)),
+            text=executable.as_text(),
             output_specs=tuple(map(spec, jax.tree.leaves(executable.output_shardings))),
             seconds=seconds,
         )
@@ -67,8 +67,7 @@ class Compiled:
     def from_json(cls, found: dict[str, Any]) -> Compiled:
         part = lambda axes: tuple(axes) if isinstance(axes, list) else axes
         specs = tuple(PartitionSpec(*map(part, spec)) for spec in found["output_specs"])
-        moved = tuple(Collective(**each) for each in found["collectives"])
-        return cls(**found | {"output_specs": specs, "collectives": moved})
+        return cls(**found | {"output_specs": specs})
 
 
 def compiler(devices: Sequence[Any], folder: pathlib.Path | None) -> Callable[[Program], Compiled]:
@@ -82,10 +81,10 @@ def compiler(devices: Sequence[Any], folder: pathlib.Path | None) -> Callable[[P
     def compile(program: Program) -> Compiled:
         if folder is None:
             return _compile(program)
-        text = "\n".join((about, repr(program.turns), program.lowered.as_text()))
-        file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+        text = "\n".join((about, program.lowered.as_text()))
+        file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
         if file.exists():
-            found = json.loads(file.read_text())
+            found = json.loads(gzip.decompress(file.read_bytes()))
             if "too_large" in found:
                 raise TooLarge(program.name, found["too_large"])
             return Compiled.from_json(found)
@@ -110,7 +109,7 @@ def _compile(program: Program) -> Compiled:
         if used is None:
             raise
         raise TooLarge(program.name, float(used[1]) * _UNITS[used[2]]) from None
-    return Compiled.of(executable, program.turns, time.perf_counter() - began)
+    return Compiled.of(executable, time.perf_counter() - began)
 
 
 @contextlib.contextmanager
@@ -128,6 +127,6 @@ def _unkept():
 def _write(file: pathlib.Path, found: dict[str, Any]) -> None:
     """Whole or not at all: another plan may read it meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as out:
-        json.dump(found, out)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as out:
+        out.write(gzip.compress(json.dumps(found).encode()))
     os.replace(out.name, file)

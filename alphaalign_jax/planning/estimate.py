@@ -12,7 +12,7 @@ from alphaalign_jax.models import cost
 from alphaalign_jax.models.cost import Workload
 from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.compiled import Compiled
-from alphaalign_jax.planning.hlo import Collective
+from alphaalign_jax.planning.hlo import Collective, collectives
 from alphaalign_jax.planning.programs import Job, Program, chip_bytes
 
 
@@ -58,6 +58,7 @@ class Cost:
 def estimate(job: Job, chip: Chip, program: Program, made: Compiled) -> Cost:
     """Of a program, and what compiling it found."""
     memory = Memory(made.arguments, made.outputs, made.temporaries, program.resident)
+    moved = tuple(collectives(made.text, turns=program.turns))
     flops, run_flops = (total / job.chips for total in _flops(job, program.name))
     read = _bytes(job, program.name)
     dtype = job.config.model.rollout_dtype if program.name in ("prefill", "decode") else job.config.model.dtype
@@ -67,10 +68,10 @@ def estimate(job: Job, chip: Chip, program: Program, made: Compiled) -> Cost:
         flops=flops,
         run_flops=run_flops,
         bytes=read,
-        collectives=made.collectives,
+        collectives=moved,
         compute_seconds=run_flops / chip.flops(dtype),
         hbm_seconds=read / chip.hbm_rate,
-        ici_seconds=sum(c.bytes for c in made.collectives) / chip.ici_rate,
+        ici_seconds=sum(c.bytes for c in moved) / chip.ici_rate,
         compile_seconds=made.seconds,
     )
 

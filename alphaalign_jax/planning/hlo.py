@@ -50,11 +50,15 @@ def collectives(text: str, *, turns: float) -> list[Collective]:
     ``turns``: of loops whose number the compiler does not know, as of decoding, which ends when the responses do.
     """
     found = {kind: [0.0, 0.0] for kind in KINDS}
-    for _, instruction, times in _executed(*_computations(text), turns):
+    for name, instruction, times in _executed(*_computations(text), turns):
         kind = instruction.op.removesuffix("-start")
         if kind in KINDS:
+            sent = _sent(kind, instruction)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                # The TPU's compiler names so what sums an array and keeps a part: no chip is sent the rest.
+                kind, sent = "reduce-scatter", sent / 2
             found[kind][0] += times
-            found[kind][1] += times * _sent(kind, instruction)
+            found[kind][1] += times * sent
     return [Collective(kind, count, sent) for kind, (count, sent) in found.items() if count]
 
 
@@ -101,12 +105,25 @@ def _executed(
             continue
         inner = times
         if instruction.op == "while":
-            known = _TRIPS.search(instruction.rest)
-            inner *= float(known[1]) if known else turns
+            inner *= _trips(bodies, instruction, turns)
         for several, one in _CALLED.findall(instruction.rest):
             for computation in (several or one).replace("%", "").split(", "):
                 if computation in bodies:
                     yield from _executed(bodies, computation, turns, inner)
+
+
+def _trips(bodies: _Bodies, loop: _Instruction, turns: float) -> float:
+    """How often a loop turns: what the compiler wrote down, or the constant that its counter, from 0, stays below."""
+    known = _TRIPS.search(loop.rest)
+    if known:
+        return float(known[1])
+    condition = bodies[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
+    *_, root = condition.values()
+    if root.op != "compare" or "direction=LT" not in root.rest:
+        return turns
+    limit = re.findall(r"%([\w.\-]+)", root.rest.partition(")")[0])[-1]
+    constant = condition.get(limit)
+    return float(constant.rest.partition(")")[0]) if constant is not None and constant.op == "constant" else turns
 
 
 def _sent(kind: str, instruction: _Instruction) -> float:

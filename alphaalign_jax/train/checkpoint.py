@@ -28,7 +28,7 @@ _FREE += (
 )
 # What changes the rounding of a result and nothing else: to go on where memory ran out.
 _ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
-_ROUNDS += ("rollout.fewest_rows",)
+_ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention")
 
 
 def result_item(config: config_lib.Config) -> str:
