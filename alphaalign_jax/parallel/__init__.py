@@ -13,6 +13,7 @@ from alphaalign_jax.parallel.rules import (
     sharded,
     shards,
     use,
+    whole,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "shards",
     "to_host",
     "use",
+    "whole",
 ]

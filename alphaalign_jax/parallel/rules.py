@@ -177,6 +177,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if spec is None else jax.lax.with_sharding_constraint(x, NamedSharding(_CURRENT.get().mesh, spec))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """``x`` on every device, outside ``use`` as it is: for small arrays."""
+    layout = _CURRENT.get()
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.replicated)
+
+
 def _spec(x: jax.Array, axes: tuple[str | None, ...]) -> PartitionSpec | None:
     if axes not in ACTIVATIONS:
         raise ValueError(f"activation {axes} is not among ACTIVATIONS, where rule tables are checked; add it there")

@@ -19,6 +19,7 @@ from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.context import response_states
 from alphaalign_jax.models.distribution import Sampling, token_logprobs
 from alphaalign_jax.ops import masked_mean
+from alphaalign_jax.parallel import whole
 from alphaalign_jax.types import Array, Prompts, TrainBatch
 
 Metrics = dict[str, jax.Array]
@@ -109,7 +110,8 @@ def critic_objective(
 
 def take(batch: Any, index: Array) -> Any:
     """Rows ``index`` of a batch. Every leaf is batch-led but the shared template prefix, which stays."""
-    return _with_prefix(jax.tree.map(lambda x: x[index], _batch_led(batch)), batch)
+    # Gathered from parts, one row on each device, libtpu 0.0.42 ends in a failed check: "reshape vs. constant".
+    return _with_prefix(jax.tree.map(lambda x: whole(x)[index], _batch_led(batch)), batch)
 
 
 def _batch_led(batch: Any) -> Any:
