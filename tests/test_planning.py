@@ -96,6 +96,18 @@ def test_collectives_of_a_tpu_program_are_read(tpu_devices):
     }
 
 
+def test_of_branches_the_one_that_sends_least_is_counted():
+    """Sampling without top_k sends nothing, and would be planned with the sort of a vocabulary over all chips."""
+    mesh = build_mesh(fsdp=4, devices=jax.devices()[:4])
+    place = jax.NamedSharding(mesh, jax.P("fsdp"))
+    x = jax.ShapeDtypeStruct((64,), jnp.float32, sharding=place)
+    lay = lambda x: jax.lax.with_sharding_constraint(x, place)
+    branches = lambda x, sort: jax.lax.cond(sort, lambda x: lay(jnp.sort(x)), lambda x: lay(x + 1), x)
+    compiled = lambda f, *x: jax.jit(f).lower(*x).compile().as_text()
+    assert hlo.collectives(compiled(lambda x: lay(jnp.sort(x)), x), turns=1)
+    assert not hlo.collectives(compiled(branches, x, jax.ShapeDtypeStruct((), jnp.bool_)), turns=1)
+
+
 def test_planned_memory_and_flops_are_those_of_the_step_that_runs(settings, capsys):
     """A part of the state that is forgotten, counted whole where it is sharded, or products that nobody counted."""
     _, devices = topology("cpu:8")

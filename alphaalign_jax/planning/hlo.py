@@ -16,7 +16,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|condition|body|branch_computations|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+    r"\b(?:calls|to_apply|condition|body|(?:branch|called|true|false)_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
@@ -106,10 +106,25 @@ def _executed(
         inner = times
         if instruction.op == "while":
             inner *= _trips(bodies, instruction, turns)
-        for several, one in _CALLED.findall(instruction.rest):
-            for computation in (several or one).replace("%", "").split(", "):
-                if computation in bodies:
-                    yield from _executed(bodies, computation, turns, inner)
+        called = [
+            c for several, one in _CALLED.findall(instruction.rest) for c in _names(several or one) if c in bodies
+        ]
+        if instruction.op == "conditional":
+            # Of the branches, the one that sends least: a floor, as all here. (Sampling's are a sort, and none.)
+            found = [list(_executed(bodies, computation, turns, inner)) for computation in called]
+            yield from min(found, key=_all_sent, default=())
+            continue
+        for computation in called:
+            yield from _executed(bodies, computation, turns, inner)
+
+
+def _names(text: str) -> list[str]:
+    return text.replace("%", "").split(", ")
+
+
+def _all_sent(found: list[tuple[str, _Instruction, float]]) -> float:
+    kinds = ((i.op.removesuffix("-start"), i, times) for _, i, times in found)
+    return sum(times * _sent(kind, i) for kind, i, times in kinds if kind in KINDS)
 
 
 def _trips(bodies: _Bodies, loop: _Instruction, turns: float) -> float:
