@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import rich.box
 import rich.console
 import rich.progress
+import rich.table
 
 from alphaalign_jax.parallel import processes
+
+
+def figures_table(title: str, columns: Sequence[str], *, left: Sequence[str], caption: str) -> rich.table.Table:
+    """A table of many narrow columns, which fits a terminal of 80; those not named ``left`` hold numbers."""
+    found = rich.table.Table(
+        title=title, caption=caption, box=rich.box.SIMPLE_HEAD, padding=0, title_justify="left", caption_justify="left"
+    )
+    for name in columns:
+        found.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return found
 
 
 class Display:

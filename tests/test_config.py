@@ -11,7 +11,7 @@ from alphaalign_jax import config as config_lib
 from alphaalign_jax.algorithms import advantages, kl, losses
 from alphaalign_jax.cli import main
 from alphaalign_jax.config import checks
-from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.models import ModelSpec, Network, published
 from alphaalign_jax.models.transformer import REMAT
 from alphaalign_jax.parallel import Layout, rule_table
 from alphaalign_jax.parallel.mesh import MESH_AXES
@@ -31,21 +31,14 @@ def test_every_config_resolves(file, argument):
     assert config.name.endswith("-zero") == bool(argument)
 
 
-LLAMA = dict(model_type="llama", rms_norm_eps=1e-5, head_dim=128, max_position_embeddings=32768, rope_theta=1e6)
-PUBLISHED = {  # config.json of the paper's models: width, feed-forward, layers, heads, key/value heads, vocabulary
-    "qwen2_5_3b": (2048, 11008, 36, 16, 2, 151936),
-    "qwen2_5_7b": (3584, 18944, 28, 28, 4, 152064),
-    "llama3_2_3b": (3072, 8192, 28, 24, 8, 128256),
-}
+PUBLISHED = ("qwen2_5_3b", "qwen2_5_7b", "llama3_2_3b")
 
 
-def check_on_chips(name, config, chips):
+def check_on_chips(config, chips):
     m, r = config.mesh, config.rollout
     assert m.fsdp == -1
     mesh = AbstractMesh((m.data, chips // m.tensor // m.data, m.tensor), MESH_AXES)
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers")
-    fields += ("num_attention_heads", "num_key_value_heads", "vocab_size")
-    network = Network(ModelSpec.from_hf(LLAMA | dict(zip(fields, PUBLISHED[name], strict=True))))
+    network = Network(ModelSpec.from_hf(published.config_of(config.model.path)))
     for table in (m.train_rules, m.rollout_rules):
         layout = Layout(mesh, rule_table(table))
         layout.tree_shardings(network.axes, network.shapes())
@@ -58,7 +51,7 @@ def test_the_papers_models_lie_on_the_chips_their_headers_name(name):
     """A batch or a head count that does not divide is found out when the pod is up."""
     file = ROOT / f"configs/{name}.py"
     chips = int(re.search(r"planned for (\d+) v5e chips", file.read_text())[1])
-    check_on_chips(name, config_lib.load(str(file)), chips)
+    check_on_chips(config_lib.load(str(file)), chips)
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "fsdp_tensor", "hybrid", "fsdp_rollout", "sequence"])
@@ -67,7 +60,7 @@ def test_every_layout_suits_the_papers_models(layout):
     for name in PUBLISHED:
         config = config_lib.load(f"{ROOT}/configs/{name}.py:zero,{layout}")
         assert config.name == f"{name}-zero-{layout}" and config.reward.helpfulness == "off"
-        check_on_chips(name, config, 16)
+        check_on_chips(config, 16)
         with pytest.raises(ValueError, match=f"expected zero, one of the layouts .*{layout}"):
             config_lib.load(f"{ROOT}/configs/{name}.py:{layout},fsdp")
 

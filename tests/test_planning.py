@@ -49,13 +49,13 @@ def settings(tmp_path_factory):
     return folder / "plan.py"
 
 
-def test_collectives_in_loops_are_counted_as_often_as_they_run():
-    """The compiler's cost analysis counts a body once: a layer's sum over chips would be missed for all layers but one,
-    and for all tokens but one."""
-    mesh = build_mesh(tensor=4, fsdp=1, devices=jax.devices()[:4])
+def layers_in_a_loop(devices, *, rows, width, dtype):
+    """The text of a program with a loop of 7 turns, which sums [rows, width / 2] over four devices, in one of as many
+    turns as its caller says."""
+    mesh = build_mesh(tensor=4, fsdp=1, devices=devices)
     place = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
-    weights = jax.ShapeDtypeStruct((7, 64, 32), jnp.float32, sharding=place(None, "tensor", None))
-    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=place(None, "tensor"))
+    weights = jax.ShapeDtypeStruct((7, width, width // 2), dtype, sharding=place(None, "tensor", None))
+    x = jax.ShapeDtypeStruct((rows, width), dtype, sharding=place(None, "tensor"))
 
     def layers(x, weights):
         one = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tile(x @ w, 2), place(None, "tensor")), None)
@@ -64,7 +64,13 @@ def test_collectives_in_loops_are_counted_as_often_as_they_run():
     def tokens(x, weights, stop):
         return jax.lax.while_loop(lambda c: c[0] < stop, lambda c: (c[0] + 1, layers(c[1], weights)), (0, x))[1]
 
-    text = jax.jit(tokens).lower(x, weights, 3).compile().as_text()
+    return jax.jit(tokens).lower(x, weights, 3).compile().as_text()
+
+
+def test_collectives_in_loops_are_counted_as_often_as_they_run():
+    """The compiler's cost analysis counts a body once: a layer's sum over chips would be missed for all layers but one,
+    and for all tokens but one."""
+    text = layers_in_a_loop(jax.devices()[:4], rows=8, width=64, dtype=jnp.float32)
     (sums,) = hlo.collectives(text, turns=5)
     # float32 [8, 32] is summed over four chips, in one or two stages: by a ring a chip sends 2 * 3/4 of it, or 2 * 1/2
     # of it and then of the half that it keeps.
@@ -76,19 +82,7 @@ def test_collectives_in_loops_are_counted_as_often_as_they_run():
 
 def test_collectives_of_a_tpu_program_are_read(tpu_devices):
     """Its text names no number of turns, and sums that are then cut are calls of a name."""
-    mesh = build_mesh(tensor=4, fsdp=1, devices=tpu_devices)
-    place = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
-    weights = jax.ShapeDtypeStruct((7, 1024, 512), jnp.bfloat16, sharding=place(None, "tensor", None))
-    x = jax.ShapeDtypeStruct((256, 1024), jnp.bfloat16, sharding=place(None, "tensor"))
-
-    def layers(x, weights):
-        one = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tile(x @ w, 2), place(None, "tensor")), None)
-        return jax.lax.scan(one, x, weights)[0]
-
-    def tokens(x, weights, stop):
-        return jax.lax.while_loop(lambda c: c[0] < stop, lambda c: (c[0] + 1, layers(c[1], weights)), (0, x))[1]
-
-    found = hlo.collectives(jax.jit(tokens).lower(x, weights, 3).compile().as_text(), turns=5)
+    found = hlo.collectives(layers_in_a_loop(tpu_devices, rows=256, width=1024, dtype=jnp.bfloat16), turns=5)
     # Pairs of chips sum [256, 512] and keep half, then sum that with the other pair: 2 bytes each.
     assert {c.kind: (c.count, c.bytes) for c in found} == {
         "reduce-scatter": (35, 35 * 256 * 512 * 2 / 2),

@@ -69,8 +69,7 @@ def finish(workers, timeout=900) -> list[str]:
     return said
 
 
-@pytest.mark.slow  # a whole run below goes over two; this has more of the settings, and the exact samples
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_equal_one(tmp_path, count):
     """A host that sums only its own rows, or draws its own noise, gives other losses and other weights."""
     out = tmp_path / "result.npz"

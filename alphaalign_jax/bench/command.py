@@ -9,14 +9,13 @@ import sys
 from typing import Any
 
 import jax
-import rich.box
 import rich.table
 
 from alphaalign_jax import output
 from alphaalign_jax.bench import ceilings
 from alphaalign_jax.bench.phases import Bench, Phase
 from alphaalign_jax.config import Config
-from alphaalign_jax.display import Display
+from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.records import versions
 
@@ -124,9 +123,12 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table]:
     percent = lambda share: "-" if share is None else f"{100 * share:.0f} %"
     limit = lambda rate: "-" if rate is None else f"{rate / 1e9:.0f}"
     title = f"{found['device']}, of one device: {found['memory_bytes_per_second'] / 1024**3:.1f} GiB/s read"
-    phases = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=0)
-    for name in ("phase", "compile", "s", "tokens/s", "GFLOP/s", "square", "MFU", "GEMMs", "memory"):
-        phases.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
+    columns = ("phase", "compile", "s", "tokens/s", "GFLOP/s", "square", "MFU", "GEMMs", "memory")
+    caption = (
+        "compile: seconds. square: GFLOP/s of a square product, measured beside the phase. GEMMs: the time of the "
+        "phase's own weight products alone, as a share of the phase's. memory: what must be read, at the rate above."
+    )
+    phases = figures_table(title, columns, left=("phase",), caption=caption)
     for phase in found["phases"]:
         rate = phase["tokens_per_second"]
         phases.add_row(
@@ -138,11 +140,6 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table]:
             limit(phase["peak_flops_per_second"]),
             *map(percent, (phase["mfu"], phase["gemm_share"], phase["memory_share"])),
         )
-    phases.caption = (
-        "compile: seconds. square: GFLOP/s of a square product, measured beside the phase. GEMMs: the time of the "
-        "phase's own weight products alone, as a share of the phase's. memory: what must be read, at the rate above."
-    )
-    phases.caption_justify = "left"
     if not found["growth"]:
         return [phases]
     growth = rich.table.Table(title="rollout by size", title_justify="left")

@@ -7,12 +7,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import rich.box
 import rich.table
 
 from alphaalign_jax import config as configs
 from alphaalign_jax import output
-from alphaalign_jax.display import Display
+from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
 from alphaalign_jax.planning.compiled import Compiled, compiler
@@ -92,15 +91,12 @@ def _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dolla
 def table(made: Plan, title: str) -> rich.table.Table:
     """A row for each program. GiB, TFLOP and seconds of one chip."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items() if size > 1) or "one chip"
-    found = rich.table.Table(
-        title=f"{title}: {mesh}", title_justify="left", box=rich.box.SIMPLE_HEAD, padding=0, caption_justify="left"
-    )
-    found.caption = (
+    columns = ("program", "given", "made", "work", "beside", "all", "TFLOP", "read", "sent", "s", "by")
+    caption = (
         "GiB of a chip: given to the program, made and its working memory, beside it in memory, all; TFLOP; GiB read "
         "and sent; seconds at least, and what they are bound by."
     )
-    for name in ("program", "given", "made", "work", "beside", "all", "TFLOP", "read", "sent", "s", "by"):
-        found.add_column(name, justify="left" if name in ("program", "by") else "right", no_wrap=True)
+    found = figures_table(f"{title}: {mesh}", columns, left=("program", "by"), caption=caption)
     for cost in made.costs:
         m = cost.memory
         gib = [f"{size / GIB:.1f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]

@@ -33,7 +33,7 @@ class TooLarge(Exception):
 
     def __init__(self, program: str, bytes: float):
         super().__init__(f"{program} takes {bytes / 2**30:.1f} GiB")
-        self.program, self.bytes = program, bytes
+        self.bytes = bytes
 
 
 @dataclasses.dataclass(frozen=True)

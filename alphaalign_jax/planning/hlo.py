@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -42,6 +42,7 @@ class _Instruction:
 
 
 _Bodies = dict[str, dict[str, _Instruction]]
+_Executed = tuple[str, _Instruction, float]  # its computation, the instruction, how often it runs
 
 
 def collectives(text: str, *, turns: float) -> list[Collective]:
@@ -50,15 +51,9 @@ def collectives(text: str, *, turns: float) -> list[Collective]:
     ``turns``: of loops whose number the compiler does not know, as of decoding, which ends when the responses do.
     """
     found = {kind: [0.0, 0.0] for kind in KINDS}
-    for name, instruction, times in _executed(*_computations(text), turns):
-        kind = instruction.op.removesuffix("-start")
-        if kind in KINDS:
-            sent = _sent(kind, instruction)
-            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                # The TPU's compiler names so what sums an array and keeps a part: no chip is sent the rest.
-                kind, sent = "reduce-scatter", sent / 2
-            found[kind][0] += times
-            found[kind][1] += times * sent
+    for kind, times, sent in _collectives(_executed(*_computations(text), turns)):
+        found[kind][0] += times
+        found[kind][1] += sent
     return [Collective(kind, count, sent) for kind, (count, sent) in found.items() if count]
 
 
@@ -95,10 +90,8 @@ def _computations(text: str) -> tuple[_Bodies, str]:
     return bodies, entry
 
 
-def _executed(
-    bodies: _Bodies, name: str, turns: float, times: float = 1.0
-) -> Iterator[tuple[str, _Instruction, float]]:
-    """(computation, instruction, how often it runs) of all below a computation."""
+def _executed(bodies: _Bodies, name: str, turns: float, times: float = 1.0) -> Iterator[_Executed]:
+    """All below a computation."""
     for instruction in bodies[name].values():
         yield name, instruction, times
         if instruction.op.endswith(("-done", "-update")):  # names what its start has called
@@ -106,25 +99,25 @@ def _executed(
         inner = times
         if instruction.op == "while":
             inner *= _trips(bodies, instruction, turns)
-        called = [
-            c for several, one in _CALLED.findall(instruction.rest) for c in _names(several or one) if c in bodies
-        ]
+        names = (several or one for several, one in _CALLED.findall(instruction.rest))
+        called = [name for each in names for name in each.replace("%", "").split(", ") if name in bodies]
+        below = [list(_executed(bodies, name, turns, inner)) for name in called]
         if instruction.op == "conditional":
             # Of the branches, the one that sends least: a floor, as all here. (Sampling's are a sort, and none.)
-            found = [list(_executed(bodies, computation, turns, inner)) for computation in called]
-            yield from min(found, key=_all_sent, default=())
-            continue
-        for computation in called:
-            yield from _executed(bodies, computation, turns, inner)
+            below = [min(below, key=lambda branch: sum(sent for _, _, sent in _collectives(branch)), default=[])]
+        for found in below:
+            yield from found
 
 
-def _names(text: str) -> list[str]:
-    return text.replace("%", "").split(", ")
-
-
-def _all_sent(found: list[tuple[str, _Instruction, float]]) -> float:
-    kinds = ((i.op.removesuffix("-start"), i, times) for _, i, times in found)
-    return sum(times * _sent(kind, i) for kind, i, times in kinds if kind in KINDS)
+def _collectives(executed: Iterable[_Executed]) -> Iterator[tuple[str, float, float]]:
+    """(kind, how often it runs, bytes that a chip sends in all)."""
+    for name, instruction, times in executed:
+        kind = instruction.op.removesuffix("-start")
+        if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+            # The TPU's compiler names so what sums an array and keeps a part: no chip is sent the rest.
+            yield "reduce-scatter", times, times * _sent(kind, instruction) / 2
+        elif kind in KINDS:
+            yield kind, times, times * _sent(kind, instruction)
 
 
 def _trips(bodies: _Bodies, loop: _Instruction, turns: float) -> float:
