@@ -1,8 +1,19 @@
 # Sourced by the launchers: makes the virtual environment at $VENV once and installs the project into it.
-# PYTHON picks the interpreter (3.11 to 3.13). Nothing is installed again while setup.py stays as it was.
+# PYTHON picks the interpreter (3.11 to 3.13); else the first of some names that will do. Nothing is installed again while
+# setup.py stays as it was.
 
 VENV=${VENV:-.venv}
-PYTHON=${PYTHON:-python3}
+
+suitable() { # suitable PYTHON
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2> /dev/null
+}
+
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python3
+  for name in python3 python3.13 python3.12 python3.11; do
+    if suitable "$name"; then PYTHON=$name && break; fi
+  done
+fi
 
 install() { # install EXTRA...: the project with these extras
   local extras stamp
@@ -10,7 +21,7 @@ install() { # install EXTRA...: the project with these extras
   stamp=$(ls -t "$VENV/.installed-$extras"* 2>/dev/null | head -n 1 || true) # more extras than these will do
   stamp=${stamp:-$VENV/.installed-$extras}
   if [ ! -x "$VENV/bin/python" ]; then
-    "$PYTHON" -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v.major}.{v.minor}; set PYTHON")'
+    suitable "$PYTHON" || { echo "Python 3.11 to 3.13 is needed, $PYTHON is $("$PYTHON" --version 2>&1); set PYTHON" >&2 && exit 1; }
     "$PYTHON" -m venv "$VENV"
   fi
   if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
