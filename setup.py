@@ -12,6 +12,8 @@ setup(
         "flax>=0.12",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11",
+        "etils[epath]",  # paths that Orbax takes
+        "fsspec",  # buckets
         "transformers>=5.0,<6",
         "tokenizers",
         "datasets>=3.0",
@@ -27,14 +29,20 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "gguf": ["gguf>=0.10"],
+        "gcs": ["gcsfs"],  # runs, data and models in gs:// buckets
         # Planning for a TPU where there is none: its compiler, and what draws the plots.
         "plan": ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", "matplotlib>=3.8"],
         # torch is the reference that float32 logits are compared with; training never imports it.
         # libtpu compiles for TPU where there is none.
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "gguf>=0.10",
             "accelerate",
+            "pyyaml",
+            # A bucket of Google Cloud Storage on this machine.
+            "gcsfs",
+            "gcp-storage-emulator>=2024.8",
             "torch>=2.6",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],

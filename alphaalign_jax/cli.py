@@ -30,7 +30,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value"
     )
-    train.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        help="continue from the run's newest checkpoint; auto: if there is one",
+    )
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
     sft.add_argument("--config", required=True)
@@ -78,9 +85,10 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time the phases of a config's step against this machine's limits")
     bench.add_argument("--config", required=True)
     bench.add_argument("--repeats", type=int, default=3, help="timed calls of each phase, after the one that compiles")
-    bench.add_argument("--growth", type=boolean, default=True, help="also time rollouts of smaller sizes")
     bench.add_argument(
-        "--wait", type=boolean, default=True, help="also time steps with a reward model as slow as the actor's update"
+        "--parts",
+        default="phases,skewed,wait,growth",
+        help="phases of a step, skewed response lengths, a wait for a slow reward model, growth with the rollout",
     )
     bench.add_argument("--out", default="runs/bench.json")
 
@@ -164,8 +172,8 @@ def _bench(args: Any, extra: Sequence[tuple[str, str]]) -> None:
 
     processes.keep_freed_memory()
     settings = config.load(args.config, extra)
-    parts = dict(repeats=args.repeats, growth=args.growth, wait=args.wait)
-    command.run(settings, **parts, out=args.out, command=args.command_line)
+    parts = [part for part in args.parts.split(",") if part]
+    command.run(settings, repeats=args.repeats, parts=parts, out=args.out, command=args.command_line)
 
 
 def _plan(args: Any, extra: Sequence[tuple[str, str]]) -> int:

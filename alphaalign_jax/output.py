@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 
+from alphaalign_jax import buckets
 from alphaalign_jax.parallel import processes
 
 
 def check(path: str) -> None:
     """Raises ValueError for a file that could not be written once all is found."""
+    if buckets.remote(path):
+        buckets.check(path)
+        return
     target = pathlib.Path(path)
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -20,8 +24,12 @@ def write(path: str, text: str) -> None:
     """Makes the file and the folders above it."""
     if not processes.first():
         return
+    if buckets.remote(path):
+        with buckets.open_file(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(target)

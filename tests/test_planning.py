@@ -168,7 +168,7 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     assert all("of size 4 does not divide over mesh axes {'tensor': 8}" in layout.why for layout in found[2:])
     small = dataclasses.replace(chip, hbm_bytes=1e5)
     (pruned,) = sweep.run(str(settings), [], {"mesh.tensor": ["2"]}, small, devices, tokens, compile, **options)
-    assert pruned.plan is None and "weights and optimizer alone take" in pruned.why
+    assert pruned.plan is None and "weights and optimizers alone take" in pruned.why
 
 
 def test_what_was_compiled_once_is_read_back(settings, tmp_path):

@@ -69,7 +69,29 @@ def finish(workers, timeout=900) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_hosts_that_share_no_folder_are_refused(tmp_path):
+    """Found out before anything is compiled; and nothing is left where the run would have been."""
+    look = """
+import os, sys
+from alphaalign_jax import buckets
+from alphaalign_jax.parallel import processes
+processes.start()
+buckets._SEEN_AFTER_SECONDS = 1.0
+own = os.path.join(sys.argv[1], os.environ[processes.INDEX])
+buckets.Mirror(os.path.join(sys.argv[1], "shared/run")).pull()
+try:
+    buckets.Mirror(os.path.join(own, "run")).pull()
+except ValueError as error:
+    print(error)
+"""
+    with cluster(2, 2, "-c", look, str(tmp_path)) as workers:
+        said = finish(workers, timeout=120)
+    assert all("processes [1] do not see what process 0 writes" in text for text in said), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # a whole run below goes over two; this has more of the settings, and the exact samples
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_equal_one(tmp_path, count):
     """A host that sums only its own rows, or draws its own noise, gives other losses and other weights."""
     out = tmp_path / "result.npz"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,63 +20,74 @@ from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.records import versions
 
+# What there is to measure: a step and its phases; responses of which nine in ten are short; steps with a reward model
+# as slow as the update; rollouts of smaller sizes.
+PARTS = ("phases", "skewed", "wait", "growth")
 
-def run(config: Config, *, repeats: int, growth: bool, wait: bool, out: str, command: str = "") -> dict[str, Any]:
-    """Measures ``config``, prints the tables, and writes what was found to ``out`` as JSON."""
-    if repeats < 1:
-        raise ValueError(f"--repeats={repeats}: expected at least 1")
-    output.check(out)
-    display, r = Display(), config.rollout
-    bench = Bench(assembly.prepare(config), repeats)
-    shards = bench.p.engine.layout.size("batch")
-    shapes = _growth(r.prompts, r.group, r.max_new_tokens, shards) if growth else []
-    with display.bar("bench", 5 + wait + len(shapes)) as advance:
-        memory = ceilings.memory_rate()
-        advance(1)
-        parts = bench.rollout(r.prompts, r.group, r.max_new_tokens)
-        advance(1)
-        parts += bench.training()
-        advance(1)
-        phases = [*parts, bench.step(parts)]
-        advance(1)
-        skew = bench.skewed(r.prompts, r.group, r.max_new_tokens)
-        advance(1)
-        waited = None
-        if wait:
-            waited = bench.reward_wait(next(part.seconds for part in parts if part.name == "update_actor"))
+
+def run(config: Config, *, repeats: int, parts: Sequence[str], out: str, command: str = "") -> dict[str, Any]:
+    """Measures ``parts`` of ``PARTS``, prints the tables, and writes what was found to ``out`` as JSON."""
+    _check(repeats, parts, out)
+    bench, display, r = Bench(assembly.prepare(config), repeats), Display(), config.rollout
+    sizes = (r.prompts, r.group, r.max_new_tokens)
+    devices, shards = bench.p.train_layout.mesh.size, bench.p.engine.layout.size("batch")
+    shapes = _growth(*sizes, shards) if "growth" in parts else []
+    found: dict[str, Any] = {"command": command, "device": f"{devices} x {jax.devices()[0].device_kind}"}
+    with display.bar("bench", len({*parts} - {"growth"}) + len(shapes)) as advance:
+        memory = found["memory_bytes_per_second"] = ceilings.memory_rate()
+        if "phases" in parts:
+            phases = [*bench.rollout(*sizes), *bench.training()]
+            phases.append(bench.step(phases))
+            found["phases"] = [judged(phase, devices, memory) for phase in phases]
             advance(1)
-        grown = []
+        if "skewed" in parts:
+            found["skewed"] = bench.skewed(*sizes)
+            advance(1)
+        if "wait" in parts:
+            update = next(phase.seconds for phase in phases if phase.name == "update_actor")
+            found["reward_wait"] = bench.reward_wait(update)
+            advance(1)
+        found["growth"] = []
         for count, group, response in shapes:
             fill, decode = bench.rollout(count, group, response, beside=False)
-            grown.append({"prompts": count, "group": group, "response": response, **_rollout_figures(fill, decode)})
+            figures = _rollout_figures(fill, decode)
+            found["growth"].append({"prompts": count, "group": group, "response": response, **figures})
             advance(1)
-    devices = bench.p.train_layout.mesh.size
-    found = {
-        "command": command,
-        "device": f"{devices} x {jax.devices()[0].device_kind}",
-        "memory_bytes_per_second": memory,
-        "phases": [judged(phase, devices, memory) for phase in phases],
-        "skewed": skew,
-        "reward_wait": waited,
-        "growth": grown,
-        "peak_memory_bytes": peak_memory(),
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-    }
+    found |= {"peak_memory_bytes": peak_memory(), "versions": versions(), "config": dataclasses.asdict(config)}
     output.write(out, json.dumps(found, indent=2) + "\n")
     for table in tables(found):
         display.say(table)
-    display.say(
-        f"where 9 responses in 10 end after an eighth of {r.max_new_tokens} tokens: "
-        f"{skew['dropped_tokens_per_second']:.0f} tokens/s, {skew['ratio']:.2f} times those of one static batch"
-    )
-    if waited:
-        display.say(
-            f"a reward model that takes {waited['reward_model']:.1f} s makes a step of {waited['none']:.1f} s one of "
-            f"{waited['waited']:.1f} s, and with rollout.ahead of {waited['ahead']:.1f} s"
-        )
-    display.say(f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {out}")
+    peak = f"peak memory {found['peak_memory_bytes'] / 1024**3:.1f} GiB; {out}"
+    display.say("\n".join([*_in_words(found, r.max_new_tokens), peak]))
     return found
+
+
+def _check(repeats: int, parts: Sequence[str], out: str) -> None:
+    if repeats < 1:
+        raise ValueError(f"--repeats={repeats}: expected at least 1")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise ValueError(f"--parts={','.join(parts)}: expected some of {', '.join(PARTS)}")
+    if "wait" in parts and "phases" not in parts:
+        raise ValueError("--parts: wait takes as long as the update, which is one of the phases; ask for phases too")
+    output.check(out)
+
+
+def _in_words(found: dict[str, Any], slots: int) -> list[str]:
+    lines = []
+    if "skewed" in found:
+        rate, ratio = found["skewed"]["dropped_tokens_per_second"], found["skewed"]["ratio"]
+        lines.append(
+            f"where 9 responses in 10 end after an eighth of {slots} tokens: {rate:.0f} tokens/s, {ratio:.2f} times "
+            "those of one static batch"
+        )
+    if "reward_wait" in found:
+        seconds = found["reward_wait"]
+        lines.append(
+            f"a reward model that takes {seconds['reward_model']:.1f} s makes a step of {seconds['none']:.1f} s one of "
+            f"{seconds['waited']:.1f} s, and with rollout.ahead of {seconds['ahead']:.1f} s"
+        )
+    return lines
 
 
 def judged(phase: Phase, devices: int, memory: float) -> dict[str, Any]:
@@ -119,7 +131,12 @@ def peak_memory() -> int:
 
 
 def tables(found: dict[str, Any]) -> list[rich.table.Table]:
-    """Phases, and how the rollout's time grows."""
+    """Phases, and how the rollout's time grows; what was measured of them."""
+    made = [_phases(found)] if "phases" in found else []
+    return [*made, _grown(found)] if found["growth"] else made
+
+
+def _phases(found: dict[str, Any]) -> rich.table.Table:
     percent = lambda share: "-" if share is None else f"{100 * share:.0f} %"
     limit = lambda rate: "-" if rate is None else f"{rate / 1e9:.0f}"
     title = f"{found['device']}, of one device: {found['memory_bytes_per_second'] / 1024**3:.1f} GiB/s read"
@@ -140,8 +157,10 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table]:
             limit(phase["peak_flops_per_second"]),
             *map(percent, (phase["mfu"], phase["gemm_share"], phase["memory_share"])),
         )
-    if not found["growth"]:
-        return [phases]
+    return phases
+
+
+def _grown(found: dict[str, Any]) -> rich.table.Table:
     growth = rich.table.Table(title="rollout by size", title_justify="left")
     for name in ("prompts", "samples each", "new tokens", "prefill s", "decode s", "tokens/s"):
         growth.add_column(name, justify="right")
@@ -152,4 +171,4 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table]:
             f"{row['decode_seconds']:.3f}",
             f"{row['tokens_per_second']:.0f}",
         )
-    return [phases, growth]
+    return growth

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from alphaalign_jax import buckets
+
 
 def _section(cls):
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -180,7 +182,7 @@ class Checkpoint:
 @_section
 class Config:
     name: str = "run"
-    out: str = ""  # run folder; empty: runs/<name>
+    out: str = ""  # run folder, also gs://BUCKET/...; empty: runs/<name>
     seed: int = 0
     steps: int = 200  # rollout-and-update steps
     samples: int = 8  # responses dumped a step
@@ -199,8 +201,19 @@ class Config:
     checkpoint: Checkpoint = _field(Checkpoint)
 
     @property
+    def location(self) -> str:
+        """The run's folder as users know it."""
+        return self.out or f"runs/{self.name}"
+
+    @property
     def run_dir(self) -> pathlib.Path:
-        return pathlib.Path(self.out or f"runs/{self.name}")
+        """The run's folder on this machine; of one in a bucket, what stands for it."""
+        return buckets.local(self.location)
+
+    @property
+    def checkpoints_dir(self) -> str:
+        """Which every process writes to and reads from."""
+        return f"{self.location}/checkpoints"
 
     @property
     def export_dir(self) -> pathlib.Path:

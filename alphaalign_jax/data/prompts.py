@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alphaalign_jax import buckets
 from alphaalign_jax.data import demo
 from alphaalign_jax.data.row import PromptRow, show
 from alphaalign_jax.types import LABELS
@@ -27,7 +28,8 @@ class Source:
     """Where rows come from and how to read them.
 
     Attributes:
-      path: ``demo/train``, ``demo/heldout``, a .jsonl, .csv or .parquet file, or a hub data set ``org/name``.
+      path: ``demo/train``, ``demo/heldout``, a .jsonl, .csv or .parquet file (also ``gs://...``), or a hub data set
+        ``org/name``.
       kind: one of ``KINDS``; '' reads it off the path.
       split: hub data sets only: the split to read.
       prompt_key, label_key, answer_key: column names. A missing label column is an error unless ``label`` is set; a
@@ -189,7 +191,7 @@ _RECORDS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet, "h
 
 def _open(source: Source, mode: str, **kwargs: Any):
     try:
-        return open(source.path, mode, **kwargs)
+        return buckets.open_file(source.path, mode, **kwargs)
     except OSError as error:
         raise ValueError(
             f"{source.path}: cannot be opened ({error.strerror}); expected a readable {source_kind(source)} file"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ def generate(args: Any) -> None:
     output.check(args.out)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
-    rows = _unlabelled(pathlib.Path(args.prompts))
+    rows = _unlabelled(args.prompts)
     results = _respond(args, rows, Display(), group=args.n, prefix=args.prefix)
     lines = (
         json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
@@ -105,7 +104,7 @@ def judged_whole(response: Response) -> Response:
     return dataclasses.replace(response, refusal=refusal_oracle(b"<answer>" + text + b"</answer>"))
 
 
-def _unlabelled(path: pathlib.Path) -> list[PromptRow]:
+def _unlabelled(path: str) -> list[PromptRow]:
     """Rows ``{prompt}``; a label that is there is not needed, so it is not read."""
-    source = Source(path=str(path), label="benign")
+    source = Source(path=path, label="benign")
     return [dataclasses.replace(row, label=BENIGN) for row in read(source)]

@@ -4,7 +4,7 @@ from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import check, load
 from alphaalign_jax.hf.orbax_model import describe_run, save_model
-from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve
+from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve, spec_of
 from alphaalign_jax.hf.staging import check_target
 from alphaalign_jax.hf.tokenizer import control_texts, end_of_turn, load_tokenizer, stop_ids
 
@@ -25,6 +25,7 @@ __all__ = [
     "load_tokenizer",
     "read_model",
     "resolve",
+    "spec_of",
     "save_model",
     "stop_ids",
 ]

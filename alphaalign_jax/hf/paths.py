@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from alphaalign_jax import buckets
 from alphaalign_jax.hf import gguf
 from alphaalign_jax.models import ModelSpec
 
-MARKER = "alphaalign.json"  # written beside every model we save; says what it is and which files are ours
+MARKER = buckets.MARKER  # written beside every model we save; says what it is and which files are ours
 _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model"]
+_STEP = re.compile(r"checkpoints/(\d+)/commit_success\.txt")  # in a bucket, what Orbax writes last
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
@@ -20,16 +22,15 @@ def resolve(path: str | Path) -> Path:
     """The local directory or ``.gguf`` file that ``path`` names.
 
     ``path`` is a local directory or GGUF file, a training run's folder (its newest checkpoint) or one of its
-    checkpoints (``RUN/checkpoints/20``), ``package:NAME`` (the one model inside an installed Python package), or a hub
-    id ``owner/name``, with ``@revision`` where wanted, of which configs, tokenizer and safetensors are fetched.
+    checkpoints (``RUN/checkpoints/20``), ``package:NAME`` (the one model inside an installed Python package), a folder,
+    run or GGUF file in a bucket (``gs://...``), or a hub id ``owner/name``, with ``@revision`` where wanted, of which
+    configs, tokenizer and safetensors are fetched.
     Raises ValueError that says what was looked for and how to get it.
     """
     text = str(path)
     if text.startswith("package:"):
         return _in_package(text.removeprefix("package:"))
-    if "://" in text:
-        raise ValueError(f"model {text!r}: URLs are not read; copy the model to a local directory first")
-    local = Path(path).expanduser()
+    local = buckets.fetch(text, _of_a_model) if buckets.remote(text) else Path(path).expanduser()
     if local.is_dir():
         return _in_directory(local, text)
     if local.is_file():
@@ -78,7 +79,11 @@ def load_generation_config(path: str | Path) -> dict[str, Any]:
 
 def load_spec(path: str | Path) -> ModelSpec:
     """The architecture of the model at ``path``; ``num_labels`` is set where its config says it is a classifier."""
-    config = load_config(path)
+    return spec_of(load_config(path))
+
+
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    """Likewise, of what ``config.json`` says."""
     return ModelSpec.from_hf(config, num_labels=num_labels(config) if is_classifier(config) else None)
 
 
@@ -117,6 +122,15 @@ def _in_directory(directory: Path, text: str) -> Path:
     raise ValueError(
         f"model {text!r}: the directory has no config.json and {names}; it needs a config.json or one GGUF file"
     )
+
+
+def _of_a_model(names: set[str]) -> set[str]:
+    """Of a bucket's folder what is read of it: of a training run, the policy of its newest finished checkpoint."""
+    if f"model/{MARKER}" not in names:
+        return names
+    steps = [int(found[1]) for found in map(_STEP.fullmatch, names) if found]
+    apart = [f"checkpoints/{max(steps)}/{item}/" for item in ("actor", "average")] if steps else []
+    return {name for name in names if name.startswith(("model/", *apart))}
 
 
 def _in_package(name: str) -> Path:

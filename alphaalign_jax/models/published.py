@@ -40,6 +40,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-3B": _QWEN25 | _sizes(2048, 11008, 36, 16, 2, vocab_size=151936, tie_word_embeddings=True),
     "Qwen/Qwen2.5-7B": _QWEN25 | _sizes(3584, 18944, 28, 28, 4, vocab_size=152064, tie_word_embeddings=False),
     "meta-llama/Llama-3.2-3B": _LLAMA3 | _sizes(3072, 8192, 28, 24, 8, head_dim=128, tie_word_embeddings=True),
+    "sfairXC/FsfairX-LLaMA3-RM-v0.1": _LLAMA3
+    | dict(architectures=["LlamaForSequenceClassification"], num_labels=1, rope_scaling=None)
+    | _sizes(4096, 14336, 32, 32, 8, max_position_embeddings=8192, tie_word_embeddings=False),
 }
 
 

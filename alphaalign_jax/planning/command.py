@@ -16,7 +16,7 @@ from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
 from alphaalign_jax.planning.compiled import Compiled, compiler
 from alphaalign_jax.planning.estimate import Cost
-from alphaalign_jax.planning.plan import Plan, architecture, plan
+from alphaalign_jax.planning.plan import Plan, job, plan
 from alphaalign_jax.planning.programs import Job, Program, Tokens
 
 GIB = 2**30
@@ -54,9 +54,9 @@ def run(
         fits = bool(best)
     else:
         config = configs.load(path, overrides)
-        job = Job(config, architecture(config), devices, tokens(config))
-        found |= {"tokens": vars(job.tokens)}
-        made = _one(display, job, chip, compile, dollars_hour)
+        planned = job(config, devices, tokens(config))
+        found |= {"tokens": vars(planned.tokens)}
+        made = _one(display, planned, chip, compile, dollars_hour)
         for text in (table(made, f"{path} on {topology_name}"), verdict(made)):
             display.say(text)
         found |= made.to_json()

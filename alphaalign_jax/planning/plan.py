@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from alphaalign_jax import hf
+from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import ModelSpec, published
 from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.compiled import Compiled, TooLarge
 from alphaalign_jax.planning.estimate import Cost, estimate
-from alphaalign_jax.planning.programs import Job, Program
+from alphaalign_jax.planning.programs import Job, Program, Tokens
 from alphaalign_jax.train import assembly
 
 
@@ -90,15 +89,27 @@ class Plan:
         return found
 
 
-def architecture(config: Config) -> ModelSpec:
-    """Of ``model.path``; of a published model also where its files are not to be had."""
-    known = published.config_of(config.model.path)
+def architecture(path: str, config: Config) -> ModelSpec:
+    """Of a model that ``config`` names; of a published one also where its files are not to be had."""
+    known = published.config_of(path)
     if known:
-        return ModelSpec.from_hf(known)
-    if config.model.path != assembly.BUILTIN_TINY:
-        return hf.load_spec(config.model.path)
+        return hf.spec_of(known)
+    if path != assembly.BUILTIN_TINY:
+        return hf.load_spec(path)
     with tempfile.TemporaryDirectory() as folder:
-        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config)[0], pathlib.Path(folder)))
+        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config)[0], buckets.Mirror(folder)))
+
+
+def job(config: Config, devices: Sequence[Any], tokens: Tokens) -> Job:
+    """What there is to plan."""
+    rewards = assembly.reward_classifier(config)
+    return Job(
+        config,
+        architecture(config.model.path, config),
+        devices,
+        tokens,
+        reward_model=architecture(rewards, config) if rewards else None,
+    )
 
 
 def plan(

@@ -17,7 +17,7 @@ from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.parallel import Layout
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.train import assembly, objectives
 from alphaalign_jax.train.steps import Steps
@@ -58,8 +58,18 @@ class Program:
 class Job:
     """A config on given devices, without weights or data."""
 
-    def __init__(self, config: Config, spec: ModelSpec, devices: Sequence[Any], tokens: Tokens):
+    def __init__(
+        self,
+        config: Config,
+        spec: ModelSpec,
+        devices: Sequence[Any],
+        tokens: Tokens,
+        *,
+        reward_model: ModelSpec | None = None,
+    ):
+        """``reward_model``: a classifier whose weights every host keeps on its own devices."""
         self.config, self.spec, self.tokens = config, spec, tokens
+        self._reward_model = reward_model and _reward_model(config, reward_model, devices)
         self.layout, self.rollout_layout = assembly.layouts(config, devices)
         self.actor = assembly.actor_network(config, spec)
         with_critic = get_estimator(config.algorithm.advantage).critic
@@ -106,6 +116,7 @@ class Job:
             "critic": s.critic,
             "critic_opt": s.critic_opt,
             "reference": None if waiting else s.reference,
+            "reward_model": self._reward_model,
         }
         return {name: chip_bytes(part) for name, part in parts.items() if part is not None}
 
@@ -144,7 +155,7 @@ class Job:
             rows = (batch.prompts, batch.tokens, batch.sampled)
             yield made(
                 "score",
-                steps.scored.lower(self.state, *rows, sampling, policy=policy == "trainer"),
+                steps.forward.lower(self.state, *rows, sampling, policy=policy == "trainer"),
                 beside("actor", "critic", "reference"),
             )
         rows = self.config.rollout.prompts // a.minibatches
@@ -174,6 +185,14 @@ class Job:
         names = ("old_logprob", "ref_logprob", "old_value", "weight", "advantage", "target")
         known = {name: of(jnp.float32) for name in names}
         return TrainBatch(prompts=self._prompts(self.layout), tokens=of(jnp.int32), sampled=of(jnp.bool_), **known)
+
+
+def _reward_model(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Any:
+    """Its weights, as ``assembly.build_scorer`` lays them over one host's devices."""
+    r, own = config.reward_model, [device for device in devices if device.process_index == devices[0].process_index]
+    network = Network(spec, "score", dtype=r.dtype, remat="none")
+    layout = Layout(build_mesh(fsdp=-1, tensor=r.tensor, devices=own), rule_table(config.mesh.train_rules))
+    return placed(network.shapes(r.dtype), layout.tree_shardings(network.axes, network.shapes(), "reward model"))
 
 
 def placed(shapes: Any, shardings: Any) -> Any:

@@ -11,8 +11,8 @@ from alphaalign_jax import config as configs
 from alphaalign_jax.config import Config
 from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.compiled import Compiled
-from alphaalign_jax.planning.plan import Plan, architecture, plan
-from alphaalign_jax.planning.programs import Job, Program, Tokens
+from alphaalign_jax.planning.plan import Plan, job, plan
+from alphaalign_jax.planning.programs import Program, Tokens
 
 # Mesh shapes (fsdp takes what tensor leaves), rule tables, slices of a gradient, and what the backward pass keeps.
 DEFAULT = {
@@ -79,11 +79,11 @@ def run(
 def _planned(path, overrides, settings, chip, devices, tokens, compile, dollars_hour) -> Layout:
     try:
         config = configs.load(path, overrides)
-        job = Job(config, architecture(config), devices, tokens(config))
-        held = sum(job.held().values())
+        planned = job(config, devices, tokens(config))
+        held = sum(planned.held().values())
         if held > chip.hbm_bytes:
-            return Layout(settings, None, f"weights and optimizer alone take {held / 2**30:.1f} GiB a chip")
-        return Layout(settings, plan(job, chip, compile, dollars_hour=dollars_hour))
+            return Layout(settings, None, f"weights and optimizers alone take {held / 2**30:.1f} GiB a chip")
+        return Layout(settings, plan(planned, chip, compile, dollars_hour=dollars_hour))
     except ValueError as error:
         return Layout(settings, None, str(error))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alphaalign_jax import hf
+from alphaalign_jax import buckets, hf
 from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.audit import Audit, audit
@@ -102,6 +102,13 @@ def build_scorer(config: Config) -> AsyncScorer | None:
     return AsyncScorer(reward_model.build(r.kind, **options))
 
 
+def reward_classifier(config: Config) -> str:
+    """The reward model whose weights lie on the devices all the time; empty where there is none."""
+    r = config.reward_model
+    there = r.kind == "classifier" and config.reward.helpfulness != "off" and not r.on_host
+    return r.target if there else ""
+
+
 def warmup_responses(
     rows: Sequence[PromptRow], config: Config, draw: int, *, refusal_rate: float | None = None
 ) -> list[str]:
@@ -121,8 +128,8 @@ def warmup_source(prompts: PromptSet, config: Config) -> tuple[Responses, list[s
     )
 
 
-def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path) -> pathlib.Path:
-    """Where the initial policy lies; the built-in one is made first."""
+def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror) -> pathlib.Path:
+    """Where the initial policy lies; the built-in one is made first, in the run's folder."""
     if not config.model.path:
         raise ValueError(
             f"model.path is empty; give a Hugging Face directory, GGUF file, hub id, package:NAME or {BUILTIN_TINY}"
@@ -132,10 +139,11 @@ def model_path(config: Config, rows: Sequence[PromptRow], run_dir: pathlib.Path)
     # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed
     # or data.
     texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
-    return build_tiny(run_dir / "init", texts, config.seed)
+    build_tiny(mirror.folder / "init", texts, config.seed)
+    return mirror.share("init")
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
     """Reads data and model, builds layouts; raises ValueError for anything that cannot work."""
     train_layout, rollout_layout = layouts(config)
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
@@ -143,7 +151,8 @@ def prepare(config: Config) -> Prepared:
     if config.warmup.epochs:
         train_layout.check("warmup.batch", (config.warmup.micro_batch or config.warmup.batch,), ("batch",))
     rows, heldout_rows, report = read_rows(config)
-    policy = Policy.open(model_path(config, rows, config.run_dir), config.reward.format_mode)
+    path = model_path(config, rows, mirror or buckets.Mirror(config.location))
+    policy = Policy.open(path, config.reward.format_mode)
     d = config.data
     sets = build_sets(
         {"train": rows, "heldout": heldout_rows},

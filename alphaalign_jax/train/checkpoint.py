@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils import epath
 
+from alphaalign_jax import buckets
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.types import TrainState
 
@@ -45,10 +47,15 @@ def _items(state: TrainState) -> dict[str, Any]:
 class Checkpoints:
     """Training states by step under ``directory``. The data position and every random key are functions of the step."""
 
-    def __init__(self, directory: pathlib.Path, settings: config_lib.Checkpoint):
-        self.directory, self._settings = pathlib.Path(directory).absolute(), settings
+    def __init__(self, directory: str | pathlib.Path, settings: config_lib.Checkpoint):
+        """``directory``: one that all processes see, local or ``gs://...``."""
+        self.directory = epath.Path(directory if buckets.remote(directory) else pathlib.Path(directory).absolute())
+        self._settings = settings
         self._manager: ocp.CheckpointManager | None = None
-        if self.directory.is_dir():
+        if buckets.remote(directory):  # what may not be used is found out now
+            with buckets.saying(str(directory), "used"):
+                self._open()
+        elif self.directory.is_dir():
             self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -72,7 +79,7 @@ class Checkpoints:
         latest = self.latest()
         if not resume and latest is not None:
             raise ValueError(
-                f"{config.run_dir} already holds checkpoints (newest: step {latest}); continue with --resume, or "
+                f"{config.location} already holds checkpoints (newest: step {latest}); continue with --resume, or "
                 "choose another --config.out"
             )
         if not resume:

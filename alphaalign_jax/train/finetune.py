@@ -8,7 +8,9 @@ import pathlib
 import time
 from typing import Any
 
-from alphaalign_jax import hf
+from etils import epath
+
+from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
@@ -30,11 +32,15 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     """
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
-    display = display or Display()
     # A run's folder of its own: the metrics and export of a training run of this config must not be written over.
-    run_dir = pathlib.Path(config.out or f"runs/{config.name}-sft")
-    if (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} holds a training run; choose another --config.out")
+    with buckets.mirrored(config.out or f"runs/{config.name}-sft") as mirror:
+        return _run(config, data, display or Display(), mirror)
+
+
+def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mirror) -> pathlib.Path:
+    run_dir = mirror.folder
+    if (epath.Path(mirror.url) / "checkpoints").exists():
+        raise ValueError(f"{mirror.url} holds a training run; choose another --config.out")
     layout, _ = assembly.layouts(config)
     if data is None:
         rows, _, findings = assembly.read_rows(config)
@@ -42,9 +48,9 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
             display.say(str(findings))
         texts = None
     else:
-        rows, texts = read_pairs(pathlib.Path(data))
+        rows, texts = read_pairs(data)
     check_unused(run_dir)
-    policy = Policy.open(assembly.model_path(config, rows, run_dir), config.reward.format_mode)
+    policy = Policy.open(assembly.model_path(config, rows, mirror), config.reward.format_mode)
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, **limit)
@@ -65,14 +71,16 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
         params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
     target = run_dir / "export"
     policy.export(params, network, target)
-    display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {target}")
+    display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {mirror.url}/export")
     return target
 
 
-def read_pairs(path: pathlib.Path) -> tuple[list[PromptRow], list[str]]:
+def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
     """Prompts and responses of a JSONL file; ValueError with file and line for a row that is not a pair of texts."""
     rows, texts = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    with buckets.open_file(path, "r", encoding="utf-8", newline="\n") as file:
+        lines = file.read().split("\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -84,7 +92,7 @@ def read_pairs(path: pathlib.Path) -> tuple[list[PromptRow], list[str]]:
         values = [record.get(key) for key in ("prompt", "response")] if isinstance(record, dict) else [None]
         if not all(isinstance(value, str) and value.strip() for value in values):
             raise ValueError(f"{path}:{number}: {line[:80]}: expected a row with texts 'prompt' and 'response'")
-        rows.append(PromptRow(prompt=values[0], label=BENIGN, source=path.name))
+        rows.append(PromptRow(prompt=values[0], label=BENIGN, source=path.rpartition("/")[2]))
         texts.append(values[1])
     if not rows:
         raise ValueError(f"{path}: no rows; expected JSONL rows {{'prompt': ..., 'response': ...}}")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alphaalign_jax import hf
+from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import outcome
@@ -25,39 +25,47 @@ from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, result_item
 from alphaalign_jax.train.iteration import Iteration, Sampled
-from alphaalign_jax.train.records import Records, brief, check_unused, versions
+from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
 _ROLLOUT, _EVALUATION = range(2)  # folded into the run's key first, so that no two uses share noise
 
 
-def train(config: Config, *, resume: bool = False, command: str = "", display: Display | None = None) -> dict[str, Any]:
+def train(
+    config: Config, *, resume: bool | str = False, command: str = "", display: Display | None = None
+) -> dict[str, Any]:
     """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
 
+    ``resume``: from the newest checkpoint; with "auto" where there is one, and a run that has ended stays as it is.
     Raises ValueError for a run that cannot work, before it compiles anything, and RewardModelError for a reward model
     that is down: the state is then saved, and the run goes on with ``resume``.
     """
-    began = time.perf_counter()
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint)
-    try:
+    began, display = time.perf_counter(), display or Display()
+    with (
+        buckets.mirrored(config.location) as mirror,
+        contextlib.closing(Checkpoints(config.checkpoints_dir, config.checkpoint)) as checkpoints,
+    ):
+        if resume == "auto":
+            ended = finished(mirror.folder, config.steps)
+            if ended is not None:
+                display.say(f"{config.location} has ended: {config.steps} steps")
+                return ended
+            resume = checkpoints.latest() is not None
         rounds = checkpoints.check(config, resume)
         if not resume:
-            check_unused(config.run_dir)
+            check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
-        display = display or Display()
         if rounds:
             display.say(f"the run goes on with other settings, equal to the run so far up to rounding: {rounds}")
-        prepared = assembly.prepare(config)
+        prepared = assembly.prepare(config, mirror)
         resume_step = checkpoints.latest() if resume else None
-        with contextlib.closing(Records(config.run_dir, resume_step=resume_step)) as records:
+        with contextlib.closing(Records(mirror.folder, resume_step=resume_step)) as records:
             with _ending_together():
-                summary = Run(prepared, checkpoints, records, display, began).train()
+                summary = Run(prepared, checkpoints, records, mirror, display, began).train()
             records.summary({"command": command, **summary})
         return summary
-    finally:
-        checkpoints.close()
 
 
 @contextlib.contextmanager
@@ -76,9 +84,18 @@ def _ending_together() -> Iterator[None]:
 class Run:
     """One training run, from a prepared config to its summary."""
 
-    def __init__(self, prepared: Prepared, checkpoints: Checkpoints, records: Records, display: Display, began: float):
+    def __init__(
+        self,
+        prepared: Prepared,
+        checkpoints: Checkpoints,
+        records: Records,
+        mirror: buckets.Mirror,
+        display: Display,
+        began: float,
+    ):
         self.p, self.config = prepared, prepared.config
-        self.checkpoints, self.records, self.display, self.began = checkpoints, records, display, began
+        self.checkpoints, self.records, self.mirror = checkpoints, records, mirror
+        self.display, self.began = display, began
         key = jax.random.key(self.config.seed)
         self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT))
@@ -91,7 +108,7 @@ class Run:
         after = self.evaluate(state.result, "after", step=self.config.steps)
         if self.config.export:
             self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
-            self.display.say(f"exported to {self.config.export_dir}")
+            self.display.say(f"exported to {self.config.location}/export")
         return self._conclude(meta, after)
 
     def _introduce(self) -> None:
@@ -153,6 +170,7 @@ class Run:
                     raise
                 self.records.metrics("train", step, metrics)
                 self._dump(step, sampled)
+                self.mirror.push()
                 advance(1, **_figures(metrics))
                 done = step + 1
                 if c.eval.every and done % c.eval.every == 0 and done < c.steps:
@@ -162,7 +180,11 @@ class Run:
         return state
 
     def _save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        self.checkpoints.save(state, meta | {"seconds": time.perf_counter() - self.began})
+        self.records.flush()  # a run that goes on from here has what was written before
+        try:
+            self.mirror.settle()
+        finally:
+            self.checkpoints.save(state, meta | {"seconds": time.perf_counter() - self.began})
 
     def _dump(self, step: int, sampled: Sampled) -> None:
         """A few responses of the step, another member of the group each time."""
@@ -221,7 +243,7 @@ class Run:
         if self.p.scorer is not None:
             self.p.scorer.close()
         self.display.say(outcome.comparison(meta["before"], found))
-        self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.run_dir / 'summary.json'}")
+        self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
         return summary
 
 

@@ -29,6 +29,13 @@ def check_unused(directory: pathlib.Path) -> None:
         raise ValueError(f"{directory} holds an earlier run; choose another --config.out, or move it away")
 
 
+def finished(directory: pathlib.Path, steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has come to its end after so many steps."""
+    file = directory / "summary.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    return found if found.get("steps") == steps else None
+
+
 class Records:
     """Append-only files of one run folder.
 
@@ -85,6 +92,10 @@ class Records:
             return
         self._files[name].write(json.dumps(record) + "\n")
         self._files[name].flush()
+
+    def flush(self) -> None:
+        for writer in self._tensorboard.values():
+            writer.flush()
 
     def close(self) -> None:
         for file in self._files.values():
