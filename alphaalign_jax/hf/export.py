@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
 import numpy as np
-from safetensors.numpy import save_file
 
 from alphaalign_jax.hf import tables
+from alphaalign_jax.hf.safetensors_dir import write_file
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.hf.tables import Row
 from alphaalign_jax.hf.tokenizer import stop_ids
@@ -127,29 +128,34 @@ def _name_tokenizer_class(file: Path) -> None:
 
 
 def _write_weights(params: Params, network: Network, out: Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
-    shards = _plan(network, dtype.itemsize, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for i, shard in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors: dict[str, np.ndarray] = {}
-        for name, row, layer in shard:
-            weights = tables.get(params, row.path)
-            host = _gather(weights, layer)
-            if jax.process_index() == 0:
-                tensors[name] = row.to_hf(host).astype(dtype, copy=False)
+    files = plan_files(network, dtype.itemsize, max_shard_bytes)
+    for file, tensors in files.items():
+        whole = (_gather(tables.get(params, row.path), layer) for _, row, layer in tensors)
+        stored = (row.to_hf(host.astype(dtype, copy=False)) for host, (_, row, _) in zip(whole, tensors, strict=True))
         if jax.process_index() == 0:
-            save_file(tensors, out / file, metadata={"format": "pt"})
-            (out / file).chmod(0o644)  # the library makes it private to its owner
-        weight_map |= {name: file for name, _, _ in shard}
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1 and jax.process_index() == 0:
-        _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+            write_file(out / file, stored_shapes(network, tensors), str(dtype), stored)
+        else:
+            collections.deque(stored, maxlen=0)  # every process takes part in gathering each
+    if len(files) > 1 and jax.process_index() == 0:
+        write_index(out, network, files, dtype.itemsize)
 
 
-def _plan(network: Network, itemsize: int, max_shard_bytes: int) -> list[list[_Tensor]]:
+def write_index(out: Path, network: Network, files: Mapping[str, list[_Tensor]], itemsize: int) -> None:
+    """Which tensor is in which file."""
+    shapes = {file: stored_shapes(network, tensors) for file, tensors in files.items()}
+    total = sum(int(np.prod(shape)) for of_file in shapes.values() for shape in of_file.values()) * itemsize
+    weight_map = {name: file for file, of_file in shapes.items() for name in of_file}
+    _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def stored_shapes(network: Network, tensors: Sequence[_Tensor]) -> dict[str, tuple[int, ...]]:
+    shapes = network.shapes()
+    return {name: row.hf_shape(tables.get(shapes, row.path).shape[layer is not None :]) for name, row, layer in tensors}
+
+
+def plan_files(network: Network, itemsize: int, max_shard_bytes: int) -> dict[str, list[_Tensor]]:
     """Tensors of each file, layer by layer as the model runs, so that a file holds whole neighbourhoods."""
-    rows, shapes = tables.rows(network), network.shapes()
+    rows = tables.rows(network)
     before = [row for row in rows if row.path[0] == "embed"]
     after = [row for row in rows if row.path[0] in ("final_norm", "head")]
     tensors: list[_Tensor] = [(row.name, row, None) for row in before]
@@ -157,17 +163,18 @@ def _plan(network: Network, itemsize: int, max_shard_bytes: int) -> list[list[_T
         (row.name.format(layer=i), row, i) for i in range(network.spec.num_layers) for row in rows if row.stacked
     ]
     tensors += [(row.name, row, None) for row in after]
-    shards: list[list[_Tensor]] = [[]]
+    parts: list[list[_Tensor]] = [[]]
     filled = 0
-    for name, row, layer in tensors:
-        shape = tables.get(shapes, row.path).shape
-        size = itemsize * int(np.prod(shape if layer is None else shape[1:]))
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
+    for tensor, shape in zip(tensors, stored_shapes(network, tensors).values(), strict=True):
+        size = itemsize * int(np.prod(shape))
+        if parts[-1] and filled + size > max_shard_bytes:
+            parts.append([])
             filled = 0
-        shards[-1].append((name, row, layer))
+        parts[-1].append(tensor)
         filled += size
-    return shards
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, 1)}
 
 
 def _gather(weights: Array, layer: int | None) -> np.ndarray:

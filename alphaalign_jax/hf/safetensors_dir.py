@@ -1,8 +1,10 @@
-"""Tensors of a Hugging Face directory, read slice by slice."""
+"""Tensors of a Hugging Face directory, read slice by slice and written one by one."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,26 @@ class SafetensorsDir:
 
     def read(self, name: str, index: Index) -> np.ndarray:
         return self._file[name].get_slice(name)[index]
+
+
+def write_file(file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tensors: Iterable[np.ndarray]) -> None:
+    """Writes ``tensors``, all of ``dtype``, under the names and in the order of ``shapes``.
+
+    Only one of them is in memory at a time, where the library's own writer takes all at once. Format:
+    github.com/huggingface/safetensors#format.
+    """
+    stored = {ours: theirs for theirs, ours in _DTYPES.items()}[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            out.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def _files(directory: Path) -> list[Path]:

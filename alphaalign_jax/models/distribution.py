@@ -85,11 +85,12 @@ def token_logprobs(
     pad = -t % chunk
     states = jnp.pad(states, ((0, 0), (0, 0), (0, pad), (0, 0)))
     tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, pad)))
+    vocabulary = model.vocabulary()
 
     @jax.checkpoint
     def one(args):
         h, y = args
-        logits = scaled_logits(model.logits(h), sampling, keep=y)
+        logits = scaled_logits(model.logits(h, vocabulary), sampling, keep=y)
         logprob, normaliser = chosen_logprob(logits, y)
         if not entropy:
             return logprob, None

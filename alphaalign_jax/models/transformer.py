@@ -122,16 +122,23 @@ class Transformer(nnx.Module):
         of = lambda *shape: zeros(count, *shape) if self.scan else [zeros(*shape) for _ in range(count)]
         return of(*rows, heads, width, slots), of(*rows, heads, slots, width)
 
-    def logits(self, hidden: Array) -> Array:
+    def vocabulary(self) -> Array:
+        """The language-model head's matrix, gathered from the devices that share out its rows: for ``logits`` in many
+        parts, each of which would gather it, and scatter its gradient, again."""
+        if self.head is None:
+            return constrain(self.embed.table[...], "vocab", None)
+        return constrain(self.head.kernel[...], None, "vocab")
+
+    def logits(self, hidden: Array, vocabulary: Array | None = None) -> Array:
         """Head outputs in float32: [..., D] -> [..., V], [..., 1] or [..., num_labels].
 
         Products of bfloat16 inputs are summed and handed on in float32: rounded to bfloat16, a logit near 30 moves by
         1/8, and the scores of a group tie.
         """
-        if self.head is None:
-            table = self.embed.table[...].astype(self.dtype)
-            return product(hidden, table, 1, jnp.float32).reshape(*hidden.shape[:-1], -1)
-        return self.head(hidden, out_dtype=jnp.float32)
+        if self.head is not None and vocabulary is None:
+            return self.head(hidden, out_dtype=jnp.float32)
+        matrix = (self.embed.table[...] if vocabulary is None else vocabulary).astype(self.dtype)
+        return product(hidden, matrix, int(self.head is None), jnp.float32).reshape(*hidden.shape[:-1], -1)
 
     def __call__(self, tokens: Array) -> Array:
         """Head outputs for whole sequences int32 [B, T]: the plain path, for classifiers and parity tests."""

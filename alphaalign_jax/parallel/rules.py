@@ -50,6 +50,7 @@ ACTIVATIONS = (
     ("batch", "rollout", "length"),
     ("batch", "rollout"),
     ("vocab", None),
+    (None, "vocab"),
 )
 
 FSDP_TENSOR: RuleTable = {

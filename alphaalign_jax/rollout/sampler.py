@@ -47,7 +47,9 @@ class Decoding:
     t: Array  # int32 [], slots drawn so far
     hidden: Array  # compute dtype [B, G, D], predicts token t
     context: Context
-    k: Any  # compute dtype [L, B, G, K, C, U], U slots of cache; a list of L where layers are not scanned
+    # compute dtype [L, B, G, K, C, U], U slots of cache, and a list of L where layers are not scanned. Without G where
+    # that is 1: XLA would read the cache without it, and copy it at every token.
+    k: Any
     v: Any  # [L, B, G, K, U, C]
     keys: Array  # keys [B, G]
     limit: Array  # int32 [B, G], the row's last slot + 1
@@ -100,7 +102,7 @@ def start(
     """Prefills. ``capacity``: slots of the first cache. ``limit`` int32 [B, G]: rows end there at the latest."""
     context = prefill(model, prompts)
     b = prompts.batch
-    k, v = model.cache(b, group, slots=capacity)
+    k, v = model.cache(*((b, group) if group > 1 else (b,)), slots=capacity)
     return Decoding(
         t=jnp.int32(0),
         hidden=jnp.broadcast_to(context.last_hidden, (b, group, model.spec.hidden_size)),
@@ -179,7 +181,13 @@ def longer(cache: Any, *, axis: int, capacity: int) -> Any:
 
 
 def _laid_out(cache: Any, axis: int) -> Any:
-    return _constrained(cache, axis, "layers", "batch", "rollout", "kv_heads")
+    rows = ("batch", "rollout")[: jax.tree.leaves(cache)[0].ndim - _leading(cache) - 3]
+    return _constrained(cache, axis, "layers", *rows, "kv_heads")
+
+
+def _leading(cache: Any) -> int:
+    """Axes before the rows': L, where layers are stacked."""
+    return 0 if isinstance(cache, list) else 1
 
 
 def _constrained(tree: Any, axis: int, *axes: str) -> Any:
@@ -194,8 +202,9 @@ def drop(state: Decoding, *, rows: int) -> Decoding:
     kept = jnp.argsort(state.done.ravel(), stable=True)[:rows]  # int32 [R]; what fills up is done and stays as it is
     row = lambda x: x.reshape(-1, *x.shape[2:])[kept][:, None]
     # Axes of keys and values are counted from the end: [(L,) B, (G,) K, C, U] and [(L,) B, (G,) K, U, C].
-    grid = lambda x: jnp.take(x.reshape(*x.shape[:-5], -1, *x.shape[-3:]), kept, axis=-4)[..., None, :, :, :]
-    cache = lambda tree, axis: _laid_out(jax.tree.map(grid, tree), axis)
+    flat = lambda x, leading: x.reshape(*x.shape[:leading], -1, *x.shape[-3:])
+    grid = lambda tree: jax.tree.map(lambda x: jnp.take(flat(x, _leading(tree)), kept, axis=-4), tree)
+    cache = lambda tree, axis: _laid_out(grid(tree), axis)
 
     def segment(s: Segment) -> Segment:
         if s.visible is None:  # the template prefix is everyone's

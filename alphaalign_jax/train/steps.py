@@ -53,7 +53,7 @@ class Steps:
         self.actor_tx = optimizer.build(config.optimizer, self.updates["actor"])
         self.critic_tx = optimizer.build(config.critic.optimizer, self.updates["critic"])
         self._check()
-        self.scored = compiled(self._score, layout, static_argnames="policy")
+        self.forward = compiled(self._forward, layout, static_argnames="policy")
         self.assemble = compiled(self._assemble, layout)
         self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
         self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
@@ -148,12 +148,12 @@ class Steps:
     def score(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
     ) -> dict[str, Array]:
-        """``_score`` with the reference's weights on the devices."""
+        """``_forward`` with the reference's weights on the devices."""
         if self.config.algorithm.reference_on_host:
             state = state.replace(reference=jax.device_put(state.reference, self._reference_shardings))
-        return self.scored(state, prompts, tokens, sampled, sampling, policy=policy)
+        return self.forward(state, prompts, tokens, sampled, sampling, policy=policy)
 
-    def _score(
+    def _forward(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
     ) -> dict[str, Array]:
         """The policy's log-probs (if asked for), the reference's and values, where there are such networks: all that is

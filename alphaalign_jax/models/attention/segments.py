@@ -51,7 +51,7 @@ class Segment:
 class Cache:
     """Keys and values of the tokens that were decoded, a slot each, over all layers."""
 
-    k: Any  # compute dtype [L, B, G, K, C, U], or a list of L
+    k: Any  # compute dtype [L, B, G, K, C, U], or a list of L; where G is 1, without it
     v: Any  # [L, B, G, K, U, C]
     slot: Array  # int32 [], where the next token's belong
 
@@ -71,8 +71,10 @@ class Cache:
 
 def _put(cache: Any, x: Array, *, layer: Array | int, slot: Array, axis: int) -> Any:
     if isinstance(cache, list):
+        x = x.reshape(*cache[layer].shape[:-3], *x.shape[-3:])
         written = jax.lax.dynamic_update_slice_in_dim(cache[layer], x, slot, axis)
         return [*cache[:layer], written, *cache[layer + 1 :]]
+    x = x.reshape(*cache.shape[1:-3], *x.shape[-3:])
     start = [layer] + [0] * x.ndim
     start[axis] = slot
     return jax.lax.dynamic_update_slice(cache, x[None], start)

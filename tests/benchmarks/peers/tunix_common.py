@@ -87,12 +87,12 @@ def cluster(work: argparse.Namespace, **models: nnx.Module) -> rl_cluster.RLClus
     return rl_cluster.RLCluster(actor=policy(work), tokenizer=chat, cluster_config=settings, **models)
 
 
-def batches(work: argparse.Namespace, learner: Any, repeats: int = 1) -> Iterator[dict[str, Any]]:
-    """The prompts of one step, each ``repeats`` times, whenever it is this program's turn."""
+def batches(work: argparse.Namespace, learner: Any) -> Iterator[dict[str, Any]]:
+    """The prompts of one step, whenever it is this program's turn."""
     texts, turns = turns_of(work), Turns()
     while turns.begin():
-        yield {"prompts": np.array([text for text in texts[: work.prompts] for _ in range(repeats)])}
-        jax.block_until_ready(nnx.state(learner.rl_cluster.train_actor))
+        yield {"prompts": np.array(texts[: work.prompts])}
+        jax.block_until_ready(nnx.state(learner.rl_cluster.actor_trainer.model))
         turns.end()
 
 
