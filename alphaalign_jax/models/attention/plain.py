@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.models.attention.segments import Segment
-from alphaalign_jax.parallel import platform
 from alphaalign_jax.types import Array
 
 # The order of B, G and K in the scores of a segment whose keys have so many axes: the keys' own first, so that all
@@ -48,8 +47,6 @@ def _restored(x: Array, segment: Segment) -> Array:
 
 def _product(x: Array, keys: Array, precision: jax.lax.Precision) -> Array:
     """[x, y, z, M, i] by keys (or values) [..., i, o] whose first axes are x's: float32 [x, y, z, M, o]."""
-    if platform() == "cpu":  # which refuses some bfloat16 products of batches whose sums are float32 (jaxlib 0.12)
-        x, keys = x.astype(jnp.float32), keys.astype(jnp.float32)
     rows = x.reshape(*keys.shape[:-2], -1, x.shape[-1])
     out = jnp.matmul(rows, keys, precision=precision, preferred_element_type=jnp.float32)
     return out.reshape(*x.shape[:-1], keys.shape[-1])
