@@ -73,15 +73,10 @@ def fetch(url: str, choose: Choose = lambda names: names, target: pathlib.Path |
     """
     target, (system, root) = target or local(url, "fetched"), _system(url)
     with saying(url, "read"):
-        found = _listed(system, root)
-        if not found and system.isfile(root):
+        if not _update(system, root, choose, target):
+            if not system.isfile(root):
+                raise FileNotFoundError("no such file or folder")
             _download(system, {target.name: system.info(root)}, target.parent)
-            return target
-        wanted = {name: found[name] for name in choose({*found})}
-        if not wanted:
-            raise FileNotFoundError("no such file or folder")
-        _download(system, wanted, target)
-        _remove_others(target, {*wanted})
     return target
 
 
@@ -95,7 +90,7 @@ class Mirror:
         self.url, self.folder = url, local(url)
         self._known: dict[str, tuple[int, int]] = {}  # what the bucket has: time and size of the local file
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "bucket")
-        self._pushing = self._pool.submit(lambda: None)
+        self._pushing: concurrent.futures.Future | None = None  # the last copy that was begun
         self._pushed = time.monotonic()
 
     def pull(self) -> None:
@@ -108,11 +103,8 @@ class Mirror:
             return
         system, root = _system(self.url)
         with saying(self.url, "read"):
-            there = _finished({*_listed(system, root)})
-        if there:
-            fetch(self.url, _finished, self.folder)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if not _update(system, root, _finished, self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._known = self._local()
         if processes.first():
@@ -120,14 +112,15 @@ class Mirror:
 
     def push(self) -> None:
         """Starts to copy what is new, if that was not done lately. The run goes on meanwhile, and where it fails."""
-        if not self._idle() and time.monotonic() - self._pushed > _EVERY_SECONDS and self._pushing.done():
+        under_way = self._pushing is not None and not self._pushing.done()
+        if not (self._idle() or under_way) and time.monotonic() - self._pushed > _EVERY_SECONDS:
             self._pushed = time.monotonic()
             self._pushing = self._pool.submit(self._copy)
 
     def settle(self) -> None:
         """Copies all that is new. Raises OSError where that fails."""
         if not self._idle():
-            concurrent.futures.wait([self._pushing])
+            concurrent.futures.wait([self._pushing] if self._pushing else [])
             self._copy()
 
     def share(self, name: str) -> pathlib.Path:
@@ -243,6 +236,16 @@ def _check_shared(folder: pathlib.Path) -> None:
             f"{folder}: processes {np.flatnonzero(~seen).tolist()} do not see what process 0 writes there; give a "
             "folder that all hosts share, or gs://BUCKET/RUN"
         )
+
+
+def _update(system: fsspec.AbstractFileSystem, root: str, choose: Choose, folder: pathlib.Path) -> bool:
+    """Makes ``folder`` equal to what ``choose`` takes of the files below ``root``; False where that is nothing."""
+    found = _listed(system, root)
+    wanted = {name: found[name] for name in choose({*found})}
+    if wanted:
+        _download(system, wanted, folder)
+        _remove_others(folder, {*wanted})
+    return bool(wanted)
 
 
 def _download(system: fsspec.AbstractFileSystem, wanted: dict[str, Any], folder: pathlib.Path) -> None:

@@ -25,7 +25,17 @@ def boolean(text: str) -> bool:
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="alphaalign", description=__doc__.splitlines()[0])
     commands = out.add_subparsers(dest="command", required=True)
+    _training(commands)
+    _using(commands)
+    convert = commands.add_parser("convert", help="between Hugging Face, GGUF (in only) and Orbax")
+    convert.add_argument("--from", dest="source", required=True)
+    convert.add_argument("--to", required=True)
+    convert.add_argument("--format", required=True, choices=("hf", "orbax"))
+    _measuring(commands)
+    return out
 
+
+def _training(commands: Any) -> None:
     train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
     train.add_argument(
         "--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value"
@@ -43,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     sft.add_argument("--config", required=True)
     sft.add_argument("--data", help="JSONL rows {prompt, response}, all of them trained on")
 
+
+def _using(commands: Any) -> None:
     generate = commands.add_parser("generate", help="sample responses to prompts")
     generate.add_argument("--prompts", required=True, help="JSONL rows {prompt}")
     generate.add_argument("--n", type=int, default=1, help="samples a prompt")
@@ -77,11 +89,8 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
-    convert = commands.add_parser("convert", help="between Hugging Face, GGUF (in only) and Orbax")
-    convert.add_argument("--from", dest="source", required=True)
-    convert.add_argument("--to", required=True)
-    convert.add_argument("--format", required=True, choices=("hf", "orbax"))
 
+def _measuring(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time the phases of a config's step against this machine's limits")
     bench.add_argument("--config", required=True)
     bench.add_argument("--repeats", type=int, default=3, help="timed calls of each phase, after the one that compiles")
@@ -106,7 +115,6 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--price", type=float, help="dollars for a chip and an hour")
     plan.add_argument("--out", default="runs/plan.json")
     plan.add_argument("--plot", default="", help="a picture, .png, .svg or .pdf; needs matplotlib")
-    return out
 
 
 def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:

@@ -80,6 +80,24 @@ hide() {
   [ -z "$shown" ] || kill -- -"$shown" 2> /dev/null || true
 }
 
+say() { [ -n "$dry" ] || echo "$(date +%H:%M:%S) $name: $*"; }
+
+stage= # a folder of this launcher's, which only its owner may read
+guard() { # from here on, whatever ends this program, `undo STATUS` takes back what it began; 1 where that fails
+  trap ended EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+ended() {
+  local status=$?
+  trap - EXIT
+  trap '' INT TERM
+  hide
+  undo "$status" || status=1
+  [ -z "$stage" ] || rm -rf "$stage"
+  exit "$status"
+}
+
 archive() { # archive FILE: this folder as git knows it, ignored files left out
   local files='git ls-files -z --cached --others --exclude-standard'
   if [ -n "$dry" ]; then

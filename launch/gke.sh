@@ -22,28 +22,19 @@ parse name= cluster= project= zone= type= slices= image= env= restarts= keep -- 
 need name cluster project zone type
 lasting
 numbers slices restarts
-export KUBECONFIG # of this run alone: another cluster that is chosen meanwhile is none of its business
 where=(--cluster="$cluster" --project="$project" --zone="$zone")
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
-KUBECONFIG=$stage/kubeconfig
-passed_on > "$stage/host.env" # a folder that only its owner may read
+export KUBECONFIG=$stage/kubeconfig # another cluster that is chosen meanwhile is none of this run's business
+passed_on > "$stage/host.env"
 
-say() { [ -n "$dry" ] || echo "$(date +%H:%M:%S) $name: $*"; }
-
-end() { # whatever ends this program
-  local status=$?
-  trap - EXIT
-  trap '' INT TERM
-  hide
+undo() {
   if [ -n "$keep" ]; then
     say "kept"
   elif ! call xpk workload delete --workload="$name" --force "${where[@]}"; then
     echo "the workload could not be deleted, and may hold its nodes" >&2
-    status=1
+    return 1
   fi
-  rm -rf "$stage"
-  exit "$status"
 }
 
 follow() { # shows the first host's log, of each start, until the workload ends
@@ -73,9 +64,7 @@ fi
 archive "$stage/alphaalign_jax.tgz"
 call mkdir "$stage/code"
 call tar -xzf "$stage/alphaalign_jax.tgz" -C "$stage/code"
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+guard
 # XPK starts again what a signal ended. A host whose neighbour was taken away ends with 1; bad arguments end with 2.
 call xpk workload create --workload="$name" "${where[@]}" --tpu-type="$type" --num-slices="$slices" \
   --base-docker-image="$image" --script-dir="$stage/code" --env-file="$stage/host.env" \

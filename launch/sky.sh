@@ -23,16 +23,11 @@ options=(--name="$job" --infra="gcp${region:+/$region}" --gpus="tpu-$type:1")
 if [ -n "$ondemand" ]; then options+=(--no-use-spot); else options+=(--use-spot); fi
 for each in ${env//,/ }; do options+=(--secret="$each"); done # its value is read from this shell
 
-end() { # the job goes on without this program
-  local status=$?
-  trap - EXIT
-  if [ "$status" -gt 128 ] && [ -z "$keep" ]; then
-    call sky jobs cancel --name="$job" --yes || status=1
-    echo "if SkyPilot had not begun with $job yet, it still may: see sky jobs queue, sky api status" >&2
-  fi
-  exit "$status"
+undo() { # the job goes on without this program
+  if [ "$1" -le 128 ] || [ -n "$keep" ]; then return 0; fi
+  echo "if SkyPilot had not begun with $job yet, it still may: see sky jobs queue, sky api status" >&2
+  call sky jobs cancel --name="$job" --yes
 }
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+
+guard
 call sky jobs launch launch/sky.yaml "${options[@]}" --env=COMMAND="$(quoted "${run[@]}")" --yes

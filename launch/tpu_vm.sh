@@ -39,9 +39,8 @@ fi
 if [ -n "$reservation" ]; then alpha=alpha; fi
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
-passed_on > "$stage/host.env" # a folder that only its owner may read
+passed_on > "$stage/host.env"
 
-say() { [ -n "$dry" ] || echo "$(date +%H:%M:%S) $name: $*"; }
 queued() { call gcloud compute tpus queued-resources "$@" "${where[@]}"; }
 on() { # on NODE WORKER COMMAND
   call gcloud compute tpus tpu-vm ssh "$1" "${where[@]}" --worker="$2" --command="$3"
@@ -76,14 +75,8 @@ delete() {
   return 1
 }
 
-end() { # whatever ends this program
-  local status=$?
-  trap - EXIT
-  trap '' INT TERM
-  hide
-  if [ -n "$keep" ]; then say "kept, and billed until it is deleted"; else delete || status=1; fi
-  rm -rf "$stage"
-  exit "$status"
+undo() {
+  if [ -n "$keep" ]; then say "kept, and billed until it is deleted"; else delete; fi
 }
 
 await() { # until the chips are there; fails where they were taken away before that
@@ -175,9 +168,7 @@ if [ -z "$dry" ]; then
   esac
 fi
 archive "$stage/alphaalign_jax.tgz"
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+guard
 for ((turn = 0; turn <= restarts; turn++)); do
   status=100
   if [ -n "$attach" ]; then
