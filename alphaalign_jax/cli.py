@@ -111,6 +111,11 @@ def _measuring(commands: Any) -> None:
         action="store_true",
         help="plan many layouts and rank them; --sweep.mesh.tensor=1,2,4 and the like say which (all combinations)",
     )
+    plan.add_argument(
+        "--effort",
+        choices=("full", "fast"),
+        help="the compiler's: full is what a run has, fast takes half the time; default: fast in a sweep, else full",
+    )
     plan.add_argument("--check", action="store_true", help="exit with 1 where it does not fit")
     plan.add_argument("--price", type=float, help="dollars for a chip and an hour")
     plan.add_argument("--out", default="runs/plan.json")
@@ -194,6 +199,7 @@ def _plan(args: Any, extra: Sequence[tuple[str, str]]) -> int:
         prefix_tokens=args.prefix_tokens,
         prompt_tokens=args.prompt_tokens,
         axes=args.axes or (sweep.DEFAULT if args.sweep else None),
+        effort=args.effort,
         dollars_hour=args.price,
         out=args.out,
         plot=args.plot,

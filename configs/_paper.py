@@ -40,6 +40,7 @@ def paper_config(name, hub, arg, *, layout, heads):
     config.optimizer.learning_rate = 1e-6
     config.critic.optimizer.learning_rate = 1e-5
     config.algorithm.epochs = 2
+    config.algorithm.micro_batch = 1
     config.eval.every = 20
     config.eval.limit = 64
     config.checkpoint.every = 20

@@ -37,7 +37,7 @@ def settings():
     c.model.path = "none"
     c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
     c.reward.helpfulness = "off"
-    c.algorithm.minibatches, c.algorithm.micro_batch = 1, 8
+    c.algorithm.minibatches, c.algorithm.micro_batch = 1, 1  # a prompt a shard: other slices on other meshes
     c.algorithm.ratio, c.algorithm.sampler_cap = "sequence", 2.0
     c.algorithm.kl_loss, c.algorithm.entropy_coef, c.algorithm.kl_in_reward = 0.1, 0.01, 0.05
     # Large steps: a gradient that one mesh loses must show in the weights. The large eps keeps Adam's first step from
@@ -151,9 +151,7 @@ def test_axes_that_do_not_divide_are_refused_before_compiling():
     with pytest.raises(ValueError, match="'kv_heads' of size 2 does not divide over mesh axes {'tensor': 8}"):
         Steps(settings(), Network(SPEC), Network(SPEC, head="value"), eight)
     c = settings()
-    c = dataclasses.replace(
-        c, rollout=dataclasses.replace(c.rollout, prompts=12), algorithm=dataclasses.replace(c.algorithm, micro_batch=0)
-    )
+    c = dataclasses.replace(c, rollout=dataclasses.replace(c.rollout, prompts=12))
     with pytest.raises(ValueError, match="rollout.prompts.*size 12 does not divide"):
         Steps(c, Network(SPEC), Network(SPEC, head="value"), layout("fsdp_tensor", fsdp=8))
 

@@ -184,9 +184,16 @@ def test_memory_settings_may_change_on_the_way(work, finished, capsys):
 def test_the_largest_slice_within_a_budget():
     """A budget that is rounded up runs out of memory; slices of unequal size, or that do not divide, compile twice."""
     assert [objectives.largest_slice(12, 100, budget, 1) for budget in (100, 299, 300, 500, 9999)] == [1, 2, 3, 4, 12]
-    assert objectives.largest_slice(16, 100, 1000, 4) == 8
-    with pytest.raises(ValueError, match="4 prompt.*have 400 token slots"):
-        objectives.largest_slice(16, 100, 399, 4)
+    assert objectives.largest_slice(16, 100, 250, 4) == 8
+    with pytest.raises(ValueError, match="micro_tokens=99: a prompt with its rollouts has 100 token slots"):
+        objectives.largest_slice(16, 100, 99, 4)
+
+
+def test_a_slice_is_of_each_shard():
+    """Counted over all chips, a slice that fits 16 of them is refused on 64, or takes four times as many turns."""
+    assert [objectives.even_slice(16, each, 4, "x") for each in (0, 1, 2, 4)] == [0, 4, 8, 16]
+    with pytest.raises(ValueError, match=r"warmup.micro_batch=3 on each of 4 shard\(s\): 16 rows do not divide"):
+        objectives.even_slice(16, 3, 4, "warmup.micro_batch")
 
 
 def test_sampling_a_step_ahead_resumes_exactly(work):

@@ -65,7 +65,7 @@ class Optimizer:
 class Warmup:
     epochs: float = 0.0  # of the warm-up examples; 0 is off
     batch: int = 16  # examples a step
-    micro_batch: int = 0  # examples a gradient-accumulation slice; 0 is all at once
+    micro_batch: int = 0  # examples a shard of the batch in a gradient-accumulation slice; 0 is all at once
     refusal_rate: float = 0.3  # of harmful and of benign examples alike
     max_examples: int = 0  # 0 is all
     # A constant rate leaves the policy wherever its last steps threw it, and a rate of refusals swings by far more than
@@ -157,8 +157,9 @@ class Algorithm:
     # Of the moving average of the policy's weights over the steps, which is then what is evaluated and exported: how
     # often a policy refuses at all swings from step to step. Its memory is 1 / (1 - ema_decay) steps; 0 is off.
     ema_decay: float = 0.0
-    micro_batch: int = 0  # prompts a gradient-accumulation slice; 0 is the whole mini-batch
-    micro_tokens: int = 0  # or as many prompts as have so many token slots with their rollouts, padding included
+    # A gradient-accumulation slice: prompts of each shard of the batch; 0 is the whole mini-batch.
+    micro_batch: int = 0
+    micro_tokens: int = 0  # or as many as have so many token slots a shard with their rollouts, padding included
     truncated: str = "terminal"  # or bootstrap, mask
     logprob_chunk: int = 64  # response slots whose logits are held at a time
     critic_warmup: int = 0  # first steps that train the critic alone

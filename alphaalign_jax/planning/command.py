@@ -31,19 +31,24 @@ def run(
     prefix_tokens: int,
     prompt_tokens: int | None,
     axes: Mapping[str, Sequence[str]] | None,
+    effort: str | None,
     dollars_hour: float | None,
     out: str,
     plot: str,
     command: str,
 ) -> bool:
-    """Plans ``path`` or, with ``axes``, all combinations of these settings. Whether it, or one of them, fits."""
+    """Plans ``path`` or, with ``axes``, all combinations of these settings. Whether it, or one of them, fits.
+
+    ``effort`` is the compiler's; None: ``fast`` for many layouts, ``full`` for one.
+    """
     for file in filter(None, (out, plot)):
         output.check(file)
     plots.check(plot)
     chip, devices = topology(topology_name)
     tokens = lambda config: Tokens.of(config, prefix_tokens, prompt_tokens)
-    compile = compiler(devices, _cache())
-    display, found = Display(), {"command": command, "topology": topology_name}
+    effort = effort or ("fast" if axes else "full")
+    compile = compiler(devices, _cache(), effort)
+    display, found = Display(), {"command": command, "topology": topology_name, "effort": effort}
     if axes:
         layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dollars_hour)
         best = sweep.front(layouts)

@@ -24,15 +24,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from alphaalign_jax.planning.programs import Program
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ")
+# What libtpu says where a program is too large: of all that it takes, or, before it is scheduled, of temporaries alone.
+_USED = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])\b")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+# How hard XLA tries: ``full`` is what a run compiles; ``fast`` leaves out what takes longest to find.
+EFFORTS = {"full": {}, "fast": {"exec_time_optimization_effort": -1.0}}
 
 
 class TooLarge(Exception):
     """The compiler gave up: a program alone takes more than a chip has."""
 
     def __init__(self, program: str, bytes: float):
-        super().__init__(f"{program} takes {bytes / 2**30:.1f} GiB")
+        super().__init__(f"{program} takes at least {bytes / 2**30:.1f} GiB")
         self.bytes = bytes
 
 
@@ -70,17 +74,20 @@ class Compiled:
         return cls(**found | {"output_specs": specs})
 
 
-def compiler(devices: Sequence[Any], folder: pathlib.Path | None) -> Callable[[Program], Compiled]:
+def compiler(
+    devices: Sequence[Any], folder: pathlib.Path | None, effort: str = "full"
+) -> Callable[[Program], Compiled]:
     """Compiles programs for ``devices``, or finds in ``folder`` what it once found. Raises ``TooLarge``."""
+    options = EFFORTS[effort]
     libtpu = None
     with contextlib.suppress(metadata.PackageNotFoundError):
         libtpu = metadata.version("libtpu")
     known = [jax.__version__, libtpu, os.environ.get("XLA_FLAGS"), os.environ.get("LIBTPU_INIT_ARGS")]
-    about = repr([known, [(d.device_kind, getattr(d, "coords", d.id)) for d in devices]])
+    about = repr([known, sorted(options.items()), [(d.device_kind, getattr(d, "coords", d.id)) for d in devices]])
 
     def compile(program: Program) -> Compiled:
         if folder is None:
-            return _compile(program)
+            return _compile(program, options)
         text = "\n".join((about, program.lowered.as_text()))
         file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
         if file.exists():
@@ -89,7 +96,7 @@ def compiler(devices: Sequence[Any], folder: pathlib.Path | None) -> Callable[[P
                 raise TooLarge(program.name, found["too_large"])
             return Compiled.from_json(found)
         try:
-            made = _compile(program)
+            made = _compile(program, options)
         except TooLarge as error:
             _write(file, {"too_large": error.bytes})
             raise
@@ -99,11 +106,11 @@ def compiler(devices: Sequence[Any], folder: pathlib.Path | None) -> Callable[[P
     return compile
 
 
-def _compile(program: Program) -> Compiled:
+def _compile(program: Program, options: dict[str, Any]) -> Compiled:
     began = time.perf_counter()
     try:
         with _unkept():
-            executable = program.lowered.compile()
+            executable = program.lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         used = _USED.search(str(error))
         if used is None:

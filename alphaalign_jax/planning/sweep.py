@@ -18,7 +18,7 @@ from alphaalign_jax.planning.programs import Program, Tokens
 DEFAULT = {
     "mesh.tensor": ("1", "2", "4"),
     "mesh.rollout_rules": ("tensor", "fsdp_tensor"),
-    "algorithm.micro_batch": ("0",),
+    "algorithm.micro_batch": ("0", "1"),
     "model.remat": ("full", "dots"),
 }
 

@@ -149,7 +149,9 @@ def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
     if config.warmup.epochs:
-        train_layout.check("warmup.batch", (config.warmup.micro_batch or config.warmup.batch,), ("batch",))
+        w = config.warmup
+        train_layout.check("warmup.batch", (w.batch,), ("batch",))
+        objectives.even_slice(w.batch, w.micro_batch, train_layout.size("batch"), "warmup.micro_batch")
     rows, heldout_rows, report = read_rows(config)
     path = model_path(config, rows, mirror or buckets.Mirror(config.location))
     policy = Policy.open(path, config.reward.format_mode)
@@ -202,7 +204,7 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
 
 
 def _check_slices(config: Config, prompts: PromptSet, layout: Layout) -> None:
-    """A budget of token slots that the longest batch fits."""
+    """Slices of a gradient divide over the mesh, and the longest batch fits them."""
     r, a = config.rollout, config.algorithm
     slots = prompts.slots() + r.group * r.max_new_tokens
     objectives.micro_batch(a, r.prompts // a.minibatches, slots, layout.size("batch"))

@@ -149,24 +149,30 @@ def accumulate(
 
 
 def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
-    """The most prompts, of ``slots`` token slots each, that are no more than ``budget`` slots.
+    """The most prompts, of ``slots`` token slots each, that have no more than ``budget`` slots on any of ``shards``.
 
-    A divisor of ``size`` that divides over ``shards`` devices. ValueError where the smallest is too large.
+    A divisor of ``size`` that divides over the shards. ValueError where the smallest is too large.
     """
-    sizes = [n for n in range(shards, size + 1, shards) if size % n == 0]
-    if sizes[0] * slots > budget:
-        raise ValueError(
-            f"algorithm.micro_tokens={budget}: {sizes[0]} prompt(s), the fewest for {shards} shard(s), have "
-            f"{sizes[0] * slots} token slots with their rollouts"
-        )
-    return max(n for n in sizes if n * slots <= budget)
+    if slots > budget:
+        raise ValueError(f"algorithm.micro_tokens={budget}: a prompt with its rollouts has {slots} token slots")
+    return max(n for n in range(shards, size + 1, shards) if size % n == 0 and n // shards * slots <= budget)
+
+
+def even_slice(size: int, each: int, shards: int, name: str) -> int:
+    """Rows of a slice with ``each`` of them on each shard; 0: all at once. ValueError, with ``name``, if uneven."""
+    if each and size % (each * shards):
+        raise ValueError(f"{name}={each} on each of {shards} shard(s): {size} rows do not divide into such slices")
+    return each * shards
 
 
 def micro_batch(settings: config.Algorithm, size: int, slots: int, shards: int) -> int:
-    """Prompts of a slice of ``size`` prompts of ``slots`` token slots each, over ``shards`` devices; 0: all at once."""
-    if not settings.micro_tokens:
-        return settings.micro_batch
-    return largest_slice(size, slots, settings.micro_tokens, shards)
+    """Prompts of a slice of ``size`` prompts of ``slots`` token slots each, over ``shards`` of the batch; 0: all.
+
+    Settings are of a shard, so that one config takes the same memory of a chip on more chips.
+    """
+    if settings.micro_tokens:
+        return largest_slice(size, slots, settings.micro_tokens, shards)
+    return even_slice(size, settings.micro_batch, shards, "algorithm.micro_batch")
 
 
 def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:

@@ -40,7 +40,10 @@ class Supervised:
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer, self.steps)
-        layout.check("warmup micro-batch", (settings.micro_batch or settings.batch,), ("batch",))
+        layout.check("warmup.batch", (settings.batch,), ("batch",))
+        self.micro_batch = objectives.even_slice(
+            settings.batch, settings.micro_batch, layout.size("batch"), "warmup.micro_batch"
+        )
         self.update = compiled(self._update, layout, donate_argnums=0)
 
     def _update(self, weights: tuple[Params, Any], batch: Examples, sampling: Sampling):
@@ -54,7 +57,7 @@ class Supervised:
             return loss, {"sft/loss": jax.lax.stop_gradient(loss)}
 
         params, opt_state = weights
-        gradient, metrics = objectives.accumulate(objective, params, batch, self.settings.micro_batch)
+        gradient, metrics = objectives.accumulate(objective, params, batch, self.micro_batch)
         params, opt_state, norm = objectives.apply_gradient(self.tx, params, opt_state, gradient)
         return (params, opt_state), metrics | {"sft/grad_norm": norm, "sft/tokens": total.tokens}
 

@@ -68,7 +68,7 @@ class Steps:
         sizes = (settings.rollout.prompts, settings.rollout.group)
         self.layout.check("rollout.prompts, group", sizes, ("batch", "rollout"))
         minibatch = settings.rollout.prompts // settings.algorithm.minibatches
-        self.layout.check("prompts of a micro-batch", (settings.algorithm.micro_batch or minibatch,), ("batch",))
+        self.layout.check("prompts of a mini-batch", (minibatch,), ("batch",))
 
     def init_state(self, actor: Params, critic: Params | None) -> TrainState:
         """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
