@@ -90,6 +90,38 @@ def test_collectives_of_a_tpu_program_are_read(tpu_devices):
     }
 
 
+OVERLAPPED = """HloModule jit_f
+
+%fused_computation.1 (p: bf16[2,8]) -> bf16[8,8] {
+  %p = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%async_collective_fusion.2 (q: bf16[2,8]) -> bf16[8,8] {
+  %q = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[8,8]{1,0} all-gather(%q), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+ENTRY %main (x: bf16[2,8]) -> bf16[8,8] {
+  %x = bf16[2,8]{1,0} parameter(0)
+  %start = bf16[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %during = bf16[8,8]{1,0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.2
+  %kernel = bf16[8,8]{1,0} custom-call(%during), custom_call_target="tpu_custom_call", frontend_attributes={kernel={
+"block": 512
+}}, backend_config={}
+  %sum.1 = bf16[8,8]{1,0} all-reduce(%kernel), channel_id=4, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %sum.2 = bf16[8,8]{1,0} all-reduce(%sum.1), channel_id=4, replica_groups=[1,4]<=[4], to_apply=%add
+}
+"""
+
+
+def test_a_gather_that_runs_beside_products_is_one():
+    """As libtpu writes it: pieces of a gather in each fusion that it runs beside, lines of a kernel's attributes that
+    look like a computation's end, and two sums that share a channel."""
+    found = {c.kind: (c.count, c.bytes) for c in hlo.collectives(OVERLAPPED, turns=1)}
+    assert found == {"all-gather": (1, 8 * 8 * 2 * 3 / 4), "all-reduce": (2, 2 * 8 * 8 * 2 * 2 * 3 / 4)}
+
+
 def test_of_branches_the_one_that_sends_least_is_counted():
     """Sampling without top_k sends nothing, and would be planned with the sort of a vocabulary over all chips."""
     mesh = build_mesh(fsdp=4, devices=jax.devices()[:4])

@@ -23,6 +23,8 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 # The devices that one collective joins, in the three ways that they are written: {{0,1},{2,3}}, [2,2]<=[4], and
 # mesh['a'=2,'b'=2] {'b'}.
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\].*?\{([^}]*)\})")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_FUSED = ("fused_computation", "async_collective_fusion")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _BYTES = {"pred": 1.0, "s4": 0.5, "u4": 0.5}
 
@@ -80,7 +82,7 @@ def _computations(text: str) -> tuple[_Bodies, str]:
             name = header[2]
             bodies[name] = {}
             entry = name if header[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's attributes may have lines that begin with one
             name = None
         elif name is not None and (match := _INSTRUCTION.match(line)):
             instruction, shape, op, rest = match.groups()
@@ -110,9 +112,19 @@ def _executed(bodies: _Bodies, name: str, turns: float, times: float = 1.0) -> I
 
 
 def _collectives(executed: Iterable[_Executed]) -> Iterator[tuple[str, float, float]]:
-    """(kind, how often it runs, bytes that a chip sends in all)."""
+    """(kind, how often it runs, bytes that a chip sends in all).
+
+    The TPU's compiler fuses one that runs beside products into each of them, start and end included: all those pieces
+    have its channel, and are one.
+    """
+    seen = set()
     for name, instruction, times in executed:
         kind = instruction.op.removesuffix("-start")
+        channel = _CHANNEL.search(instruction.rest)
+        if kind in KINDS and channel and name.startswith(_FUSED):
+            if channel[1] in seen:
+                continue
+            seen.add(channel[1])
         if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
             # The TPU's compiler names so what sums an array and keeps a part: no chip is sent the rest.
             yield "reduce-scatter", times, times * _sent(kind, instruction) / 2
