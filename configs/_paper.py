@@ -36,11 +36,12 @@ def paper_config(name, hub, arg, *, layout, heads):
     config.reward_model.kind = "none" if zero else "classifier"
     config.reward_model.target = "" if zero else "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     config.reward_model.dtype = "bfloat16"
+    config.reward_model.on_host = True  # 16 GB over the four chips of a v5e host are a quarter of their memory
 
     config.optimizer.learning_rate = 1e-6
     config.critic.optimizer.learning_rate = 1e-5
     config.algorithm.epochs = 2
-    config.algorithm.micro_batch = 1
+    config.algorithm.micro_batch = 1  # a prompt's rollouts are 17,000 token slots
     config.eval.every = 20
     config.eval.limit = 64
     config.checkpoint.every = 20

@@ -16,6 +16,4 @@ from _paper import paper_config
 
 
 def get_config(arg=""):
-    config = paper_config("qwen2_5_3b", "Qwen/Qwen2.5-3B-Instruct", arg, layout="fsdp_tensor", heads=2)
-    config.reward_model.on_host = True  # 16 GB on the four chips of a host, beside the rest, do not fit
-    return config
+    return paper_config("qwen2_5_3b", "Qwen/Qwen2.5-3B-Instruct", arg, layout="fsdp_tensor", heads=2)
