@@ -1,16 +1,18 @@
 """Plans against what runs: a step's memory and products, collectives counted in loops, layouts ranked and refused."""
 
 import dataclasses
+import io
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
+import rich.console
 
 from alphaalign_jax import cli, config
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import build_mesh
-from alphaalign_jax.planning import compiled, estimate, hlo, plan, sweep
+from alphaalign_jax.planning import command, compiled, estimate, hlo, plan, sweep
 from alphaalign_jax.planning.chips import CHIPS, topology
 from alphaalign_jax.planning.compiled import Compiled
 from alphaalign_jax.planning.programs import Job, Program, Tokens
@@ -190,10 +192,15 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     seen = []
     options = dict(dollars_hour=None, on_layout=seen.append)
     tokens = lambda _: TOKENS
-    compile = compiled.compiler(devices, None)
+    compile = compiled.compiler(devices, None, "fast")
     found = sweep.run(str(settings), [], axes, chip, devices, tokens, compile, **options)
     assert len(seen) == 4 and [layout.plan is None for layout in found] == [False, False, True, True]
     assert found[0].plan.step_seconds <= found[1].plan.step_seconds and found[0] in sweep.front(found)
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(command.sweep_table(found, sweep.front(found), chip, "layouts"))
+    shown = console.export_text().splitlines()
+    assert shown[2].split() == ["#", "tensor", "rollout_rules", "GiB", "s", "tokens/s", "$"]
+    assert [line.split()[-7:-4] for line in shown[4:8:3]] == [["1", "2", "tensor"], ["4", "8", "fsdp_tensor"]]
     # Whole on each chip, the rollout's weights take more memory than laid over all.
     sizes = {layout.settings["mesh.rollout_rules"]: layout.plan.costs[2].memory.arguments for layout in found[:2]}
     assert sizes["fsdp_tensor"] < sizes["tensor"]

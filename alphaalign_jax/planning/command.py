@@ -52,7 +52,10 @@ def run(
     if axes:
         layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dollars_hour)
         best = sweep.front(layouts)
-        display.say(sweep_table(layouts, best, f"{path} on {topology_name}"))
+        display.say(sweep_table(layouts, best, chip, f"{path} on {topology_name}"))
+        for number, layout in enumerate(layouts, 1):
+            if layout.why:
+                display.say(f"{number}: {layout.why}")
         found["layouts"] = [layout.to_json() | {"front": layout in best} for layout in layouts]
         if plot:
             plots.layouts(layouts, best, chip, plot, f"{path} on {topology_name}")
@@ -142,19 +145,25 @@ def _sent(costs: Sequence[Cost]) -> str:
     return "sent by a chip, GiB: " + "; ".join(parts)
 
 
-def sweep_table(layouts: Sequence[sweep.Layout], best: Sequence[sweep.Layout], title: str) -> rich.table.Table:
-    found = rich.table.Table(title=f"{title} (* none is both faster and smaller)", title_justify="left")
-    for name in ("", "layout", "GiB a chip", "step s", "tokens/s a chip", "$ a run", ""):
-        found.add_column(name, justify="right" if name[-1:] in ("p", "s", "n") and name != "layout" else "left")
-    for layout in layouts:
-        made = layout.plan
-        if made is None:
-            found.add_row("", layout.name, "-", "-", "-", "-", layout.why)
-            continue
-        times = ["-"] * 3
-        if made.failed is None:
+def sweep_table(
+    layouts: Sequence[sweep.Layout], best: Sequence[sweep.Layout], chip: Chip, title: str
+) -> rich.table.Table:
+    """A row for each layout, numbered by rank, with a column for each setting that was tried."""
+    settings = list(layouts[0].settings)
+    short = {key: key.rpartition(".")[2] for key in settings}
+    caption = (
+        f"GiB of a chip, of {chip.hbm_bytes / GIB:.0f}; +: at least, where the compiler gave up. Seconds of a step at "
+        "least, response tokens/s of a chip at most, dollars of a run at least. *: fits, and none that fits is both "
+        "faster and smaller."
+    )
+    figures = ("GiB", "s", "tokens/s", "$")
+    found = figures_table(title, ("", "#", *short.values(), *figures), left=tuple(short.values()), caption=caption)
+    for number, layout in enumerate(layouts, 1):
+        made, cells = layout.plan, ["-"] * 4
+        if made is not None:
+            cells[0] = f"{made.peak / GIB:.1f}" + "+" * (made.failed is not None)
+        if made is not None and made.failed is None:
             dollars = made.chip_hours * made.dollars_hour
-            times = [f"{made.step_seconds:.1f}", f"{made.tokens_second_chip:.0f}", f"{dollars:.0f}"]
-        note = "" if made.fits else "does not fit" + (f": {made.failed}" if made.failed else "")
-        found.add_row("*" if layout in best else "", layout.name, f"{made.peak / GIB:.1f}", *times, note)
+            cells[1:] = f"{made.step_seconds:.1f}", f"{made.tokens_second_chip:.0f}", f"{dollars:.0f}"
+        found.add_row("*" if layout in best else "", str(number), *layout.settings.values(), *cells)
     return found

@@ -36,16 +36,24 @@ def memory(plan: Plan, path: str, title: str) -> None:
 
 
 def layouts(found: Sequence[Layout], best: Sequence[Layout], chip: Chip, path: str, title: str) -> None:
-    """Memory and time of each layout that was compiled."""
+    """Memory and time of each layout that was compiled, numbered as in the table; those alike are one point."""
     figure, axes = _figure(title)
-    for layout in found:
+    points: dict[tuple[float, float, str], list[int]] = {}
+    for number, layout in enumerate(found, 1):
         if layout.plan is not None and layout.plan.failed is None:
-            x, y = layout.plan.peak / 2**30, layout.plan.step_seconds
-            axes.scatter(x, y, color="tab:green" if layout in best else "tab:blue" if layout.fits else "tab:red")
-            axes.annotate(layout.name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    axes.axvline(chip.hbm_bytes / 2**30, color="black", linestyle="--")
+            kind = "none is faster and smaller" if layout in best else "fits" if layout.fits else "does not fit"
+            points.setdefault((layout.plan.peak / 2**30, layout.plan.step_seconds, kind), []).append(number)
+    for kind, color in (("none is faster and smaller", "tab:green"), ("fits", "tab:blue"), ("does not fit", "tab:red")):
+        of_kind = [(x, y) for x, y, other in points if other == kind]
+        if of_kind:
+            axes.scatter(*zip(*of_kind), color=color, label=kind)
+    for (x, y, _), numbers in points.items():
+        axes.annotate(", ".join(map(str, numbers)), (x, y), xytext=(5, 5), textcoords="offset points")
+    axes.axvline(chip.hbm_bytes / 2**30, color="black", linestyle="--", label=f"{chip.name} has")
+    axes.margins(0.1)
     axes.set_xlabel("GiB a chip")
     axes.set_ylabel("seconds a step, at least")
+    axes.legend()
     figure.savefig(path)
 
 
