@@ -60,7 +60,9 @@ class World:
         known["PATH"] = f"{self.folder / 'bin'}:{known['PATH']}"
         command = ["bash", str(ROOT / f"launch/{launcher}.sh"), *arguments]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen(command, env=known, **pipes)
+        # A suite that was started in the background ignores SIGINT, and so would a shell that it starts.
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, env=known, preexec_fn=heed, **pipes)
 
     def run(self, launcher: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
         started = self.start(launcher, *(arguments or [*OPTIONS[launcher], *RUN]), **environment)

@@ -200,7 +200,9 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     console.print(command.sweep_table(found, sweep.front(found), chip, "layouts"))
     shown = console.export_text().splitlines()
     assert shown[2].split() == ["#", "tensor", "rollout_rules", "GiB", "s", "tokens/s", "$"]
-    assert [line.split()[-7:-4] for line in shown[4:8:3]] == [["1", "2", "tensor"], ["4", "8", "fsdp_tensor"]]
+    numbered = [[str(number), *layout.settings.values()] for number, layout in enumerate(found, 1)]
+    assert [line.split()[-7:-4] for line in shown[4:8]] == numbered
+    assert shown[4].split()[0] == "*" and shown[7].split()[-4:] == ["-"] * 4
     # Whole on each chip, the rollout's weights take more memory than laid over all.
     sizes = {layout.settings["mesh.rollout_rules"]: layout.plan.costs[2].memory.arguments for layout in found[:2]}
     assert sizes["fsdp_tensor"] < sizes["tensor"]
