@@ -6,7 +6,7 @@ of ``settings``, which is all that the code reads.
 """
 
 from alphaalign_jax.config.loading import defaults, load, override, resolve
-from alphaalign_jax.config.settings import Algorithm, Checkpoint, Config, Critic, Optimizer, Rollout
+from alphaalign_jax.config.settings import Algorithm, Checkpoint, Config, Critic, Optimizer, Rollout, Warmup
 
 __all__ = [
     "Algorithm",
@@ -15,6 +15,7 @@ __all__ = [
     "Critic",
     "Optimizer",
     "Rollout",
+    "Warmup",
     "defaults",
     "load",
     "override",

@@ -149,15 +149,14 @@ def sweep_table(
     layouts: Sequence[sweep.Layout], best: Sequence[sweep.Layout], chip: Chip, title: str
 ) -> rich.table.Table:
     """A row for each layout, numbered by rank, with a column for each setting that was tried."""
-    settings = list(layouts[0].settings)
-    short = {key: key.rpartition(".")[2] for key in settings}
+    settings = [key.rpartition(".")[2] for key in layouts[0].settings]
     caption = (
         f"GiB of a chip, of {chip.hbm_bytes / GIB:.0f}; +: at least, where the compiler gave up. Seconds of a step at "
         "least, response tokens/s of a chip at most, dollars of a run at least. *: fits, and none that fits is both "
         "faster and smaller."
     )
     figures = ("GiB", "s", "tokens/s", "$")
-    found = figures_table(title, ("", "#", *short.values(), *figures), left=tuple(short.values()), caption=caption)
+    found = figures_table(title, ("", "#", *settings, *figures), left=settings, caption=caption)
     for number, layout in enumerate(layouts, 1):
         made, cells = layout.plan, ["-"] * 4
         if made is not None:

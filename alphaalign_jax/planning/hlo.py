@@ -120,8 +120,7 @@ def _collectives(executed: Iterable[_Executed]) -> Iterator[tuple[str, float, fl
     seen = set()
     for name, instruction, times in executed:
         kind = instruction.op.removesuffix("-start")
-        channel = _CHANNEL.search(instruction.rest)
-        if kind in KINDS and channel and name.startswith(_FUSED):
+        if kind in KINDS and name.startswith(_FUSED) and (channel := _CHANNEL.search(instruction.rest)):
             if channel[1] in seen:
                 continue
             seen.add(channel[1])

@@ -188,11 +188,12 @@ class Job:
 
 
 def _reward_model(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Any:
-    """Its weights, as ``assembly.build_scorer`` lays them over one host's devices."""
-    r, own = config.reward_model, [device for device in devices if device.process_index == devices[0].process_index]
-    network = Network(spec, "score", dtype=r.dtype, remat="none")
-    layout = Layout(build_mesh(fsdp=-1, tensor=r.tensor, devices=own), rule_table(config.mesh.train_rules))
-    return placed(network.shapes(r.dtype), layout.tree_shardings(network.axes, network.shapes(), "reward model"))
+    """Its weights, laid over one host's devices."""
+    own = [device for device in devices if device.process_index == devices[0].process_index]
+    lies, dtype = assembly.classifier_layout(config, own), config.reward_model.dtype
+    network = Network(spec, "score", dtype=dtype, remat="none")
+    layout = Layout(build_mesh(**lies["mesh"], devices=lies["devices"]), rule_table(lies["rules"]))
+    return placed(network.shapes(dtype), layout.tree_shardings(network.axes, network.shapes(), "reward model"))
 
 
 def placed(shapes: Any, shardings: Any) -> Any:

@@ -27,7 +27,7 @@ from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.train import objectives
+from alphaalign_jax.train import objectives, sft
 from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses
 
@@ -97,9 +97,18 @@ def build_scorer(config: Config) -> AsyncScorer | None:
         options |= {"read_timeout": r.timeout_s, "max_retries": r.retries}
     elif r.kind == "classifier":
         options = {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length, "dtype": r.dtype}
-        options |= {"label": None if r.label < 0 else r.label, "rules": config.mesh.train_rules, "on_host": r.on_host}
-        options |= {"mesh": {"fsdp": -1, "tensor": r.tensor}, "devices": local_devices(config.mesh.devices)}
+        options |= {"label": None if r.label < 0 else r.label, "on_host": r.on_host}
+        options |= classifier_layout(config, local_devices(config.mesh.devices))
     return AsyncScorer(reward_model.build(r.kind, **options))
+
+
+def classifier_layout(config: Config, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """How a reward classifier lies on one host's ``devices``, as arguments of it."""
+    return {
+        "mesh": {"fsdp": -1, "tensor": config.reward_model.tensor},
+        "devices": devices,
+        "rules": config.mesh.train_rules,
+    }
 
 
 def reward_classifier(config: Config) -> str:
@@ -149,9 +158,7 @@ def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
     if config.warmup.epochs:
-        w = config.warmup
-        train_layout.check("warmup.batch", (w.batch,), ("batch",))
-        objectives.even_slice(w.batch, w.micro_batch, train_layout.size("batch"), "warmup.micro_batch")
+        sft.micro_batch(config.warmup, train_layout)
     rows, heldout_rows, report = read_rows(config)
     path = model_path(config, rows, mirror or buckets.Mirror(config.location))
     policy = Policy.open(path, config.reward.format_mode)

@@ -30,6 +30,12 @@ from alphaalign_jax.types import Examples
 Responses = Callable[[np.ndarray, int], Sequence[str]]  # rows of the prompt set [B], step -> their response texts
 
 
+def micro_batch(settings: config.Warmup, layout: Layout) -> int:
+    """Examples of a gradient-accumulation slice; 0: all at once. ValueError where they do not divide over the mesh."""
+    layout.check("warmup.batch", (settings.batch,), ("batch",))
+    return objectives.even_slice(settings.batch, settings.micro_batch, layout.size("batch"), "warmup.micro_batch")
+
+
 class Supervised:
     """Maximum-likelihood training of responses given prompts."""
 
@@ -40,10 +46,7 @@ class Supervised:
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer, self.steps)
-        layout.check("warmup.batch", (settings.batch,), ("batch",))
-        self.micro_batch = objectives.even_slice(
-            settings.batch, settings.micro_batch, layout.size("batch"), "warmup.micro_batch"
-        )
+        self.micro_batch = micro_batch(settings, layout)
         self.update = compiled(self._update, layout, donate_argnums=0)
 
     def _update(self, weights: tuple[Params, Any], batch: Examples, sampling: Sampling):
