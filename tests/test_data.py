@@ -235,6 +235,22 @@ def test_the_papers_recipe_names_its_three_sources():
     assert sum(source.ratio for source in recipes.paper(Source("scot.jsonl"))) == pytest.approx(1)
 
 
+def test_labels_are_turned_in_each_label_alike_and_by_the_seed():
+    """Noise that falls on one label alone, or takes a row's answer or order with it, measures something else."""
+    rows = demo.rows("train")
+    turned = recipes.turn_labels(rows, 0.1, seed=1)
+    assert [r.prompt for r in turned] == [r.prompt for r in rows] and [r.answer for r in turned] == [
+        r.answer for r in rows
+    ]
+    for label in (0, 1):
+        members = [(a, b) for a, b in zip(rows, turned) if a.label == label]
+        assert sum(a.label != b.label for a, b in members) == round(0.1 * len(members))
+    assert turned == recipes.turn_labels(rows, 0.1, seed=1) != recipes.turn_labels(rows, 0.1, seed=2)
+    assert recipes.turn_labels(rows, 0.0, seed=1) == rows
+    with pytest.raises(ValueError, match="1.5; expected a number from 0 to 1"):
+        recipes.turn_labels(rows, 1.5, seed=1)
+
+
 def test_audit_finds_duplicates_contradictions_and_leaks():
     """A prompt labelled both ways was trained on both ways; a held-out prompt in other case leaked into training."""
     rows = [

@@ -194,6 +194,8 @@ def test_a_slice_is_of_each_shard():
     assert [objectives.even_slice(16, each, 4, "x") for each in (0, 1, 2, 4)] == [0, 4, 8, 16]
     with pytest.raises(ValueError, match=r"warmup.micro_batch=3 on each of 4 shard\(s\): 16 rows do not divide"):
         objectives.even_slice(16, 3, 4, "warmup.micro_batch")
+    with pytest.raises(ValueError, match="12 rows do not divide"):  # it does by 4, and by 2, not by both
+        objectives.even_slice(12, 4, 2, "warmup.micro_batch")
 
 
 def test_sampling_a_step_ahead_resumes_exactly(work):

@@ -34,7 +34,7 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
     algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
     eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
-_FRACTIONS = """warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
+_FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay""".split()
 
 

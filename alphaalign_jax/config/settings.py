@@ -44,6 +44,7 @@ class Data:
     ratios: tuple = ()  # shares of the sources of train, in their order, summing to 1; empty: as the sources say
     heldout: tuple = ("demo/heldout",)
     harmful_fraction: float = -1.0  # of every training batch; -1: chance decides, at the shares of the mix
+    label_noise: float = 0.0  # share of the training labels to turn round, to see what wrong labels do; held out: none
     max_prompt_tokens: int = 512
     on_long: str = "error"  # or drop (counted) for a training prompt longer than that; evaluation never drops
     bucket: int = 32  # prompt slots are a multiple of it

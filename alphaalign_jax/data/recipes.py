@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.types import BENIGN, HARMFUL
 
 # The paper names its three sources and not their shares. Half harmful keeps the two signs of the refusal reward in
 # balance; XSTest has only 250 safe prompts, so its tenth already limits the mix to 2,500 rows.
 PAPER_RATIOS = (0.5, 0.4, 0.1)
+_TURN = 0x7075726E  # folded into the seed, so that the draw is no other's
 
 
 def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source, ...]:
@@ -95,6 +98,21 @@ def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
             )
         mixed += [pool[i] for i in np.sort(rng.permutation(len(pool))[:count])]
     return [mixed[i] for i in rng.permutation(len(mixed))]
+
+
+def turn_labels(rows: Sequence[PromptRow], share: float, seed: int) -> list[PromptRow]:
+    """The rows with the labels of ``share`` of each label's rows turned round, drawn by the seed.
+
+    Of each label alike, so that the noise does not move the balance between them by chance.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share of labels to turn round is {share}; expected a number from 0 to 1")
+    rng, turned = np.random.default_rng([seed, _TURN]), list(rows)
+    for label in (BENIGN, HARMFUL):
+        members = np.array([i for i, row in enumerate(rows) if row.label == label], np.int64)
+        for i in rng.permutation(members)[: round(share * len(members))]:
+            turned[i] = dataclasses.replace(rows[i], label=BENIGN + HARMFUL - label)
+    return turned
 
 
 def _check_ratios(sources: Sequence[Source], ratios: Sequence[float]) -> None:

@@ -15,7 +15,7 @@ from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.audit import Audit, audit
 from alphaalign_jax.data.prompts import Source
-from alphaalign_jax.data.recipes import mix
+from alphaalign_jax.data.recipes import mix, turn_labels
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
 from alphaalign_jax.data.warmup import warmup_examples
@@ -81,7 +81,7 @@ def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
         if len(ratios) != len(sources) or not all(isinstance(ratio, (int, float)) for ratio in ratios):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
-    train = mix(sources, config.seed)
+    train = turn_labels(mix(sources, config.seed), config.data.label_noise, config.seed)
     heldout = [row for entry in config.data.heldout for row in mix([as_source(entry)], config.seed)]
     return train, heldout, audit(train, heldout)
 
