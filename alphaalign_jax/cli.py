@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
-from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 
-USER_ERRORS = (ValueError, FileNotFoundError, RewardModelError)
+USER_ERRORS = (ValueError, FileNotFoundError, ExpectedError)
 
 
 def boolean(text: str) -> bool:
@@ -239,8 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             processes.abandon(1, error)
             raise
         print(f"alphaalign {args.command}: {error} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
-        processes.abandon(2)
-        return 2
+        status = error.status if isinstance(error, ExpectedError) else 2
+        processes.abandon(status)
+        return status
 
 
 def _compilation_cache() -> None:

@@ -53,6 +53,7 @@ SMALL = {
     "algorithm.kl_controller": "adaptive",
     "checkpoint.every": "1",
     "checkpoint.keep": "5",
+    "checkpoint.keep_every": "1",  # saves of such steps are waited for: the tests read each
 }
 
 
@@ -230,7 +231,8 @@ def test_a_run_is_the_same_on_eight_devices(work, finished):
     names = ("sft/loss", "sft/grad_norm", "actor/entropy", "critic/score/mean", "response_length/mean")
     names += ("prompt_length/mean", "safety/format_rate", "eval/n_harmful")
     ours, theirs = (lines(folder / "metrics.jsonl") for folder in (work / "mesh", finished))
-    theirs = [r for r in theirs if r["phase"] in ("warmup", "before") or r["phase"] == "train" and r["step"] < 2]
+    # A run of one step ends without the look after it that a longer run has: going on, it is made up for.
+    theirs = [r for r in theirs if r["phase"] == "warmup" or r["phase"] != "after" and r["step"] < 2]
     for a, b in zip([record for record in ours if record["phase"] != "after"], theirs, strict=True):
         for name in (name for name in names if name in b):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-3, err_msg=f"{b['phase']} {name}")
@@ -244,7 +246,8 @@ def test_tensorboard_forgets_what_a_resumption_takes_back(tmp_path):
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
     for resume_step, steps in ((None, (0, 1, 2)), (2, (2,))):
-        records = Records(tmp_path, resume_step=resume_step)
+        records = Records(tmp_path)
+        records.begin(resume_step)
         for step in steps:
             records.metrics("train", step, {"loss": float(10 * step + len(steps))})
         if resume_step is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from alphaalign_jax.config.settings import Config
@@ -26,16 +27,18 @@ CHOICES = {
 _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
     data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
     warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
-    reward.std_floor algorithm.std_floor""".split()
+    reward.std_floor algorithm.std_floor guards.window""".split()
 _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples warmup.micro_batch rollout.top_k
     rollout.cache rollout.fewest_rows
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
     algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
-    eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every""".split()
+    eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every checkpoint.keep_every guards.skipped
+    guards.length guards.kl""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
-    critic.optimizer.decay warmup.optimizer.decay""".split()
+    critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
+    guards.truncated guards.flat guards.heldout""".split()
 
 
 def _get(config: Config, key: str) -> Any:
@@ -80,6 +83,7 @@ def check(config: Config) -> None:
     if not 0 <= a.ema_decay < 1:
         raise ValueError(f"algorithm.ema_decay={a.ema_decay}: expected a number from 0 to below 1; 0 is off")
     _check_algorithm(config)
+    _check_guards(config)
     if a.reference_on_host and not a.reference:
         raise ValueError("algorithm.reference_on_host=True, and algorithm.reference=False keeps no reference")
     if not a.reference and (a.kl_in_reward or a.kl_loss):
@@ -112,6 +116,17 @@ def check(config: Config) -> None:
             "reward.helpfulness='normalised' compares rollouts of one prompt: rollout.group=1 must be at least 2, or "
             "reward.helpfulness 'raw' or 'off'"
         )
+
+
+def _check_guards(config: Config) -> None:
+    names = [field.name for field in dataclasses.fields(config.guards) if field.name not in ("window", "stop")]
+    for name in config.guards.stop:
+        if name not in names:
+            raise ValueError(
+                f"guards.stop={config.guards.stop}: no alarm {name!r}; expected some of {', '.join(names)}"
+            )
+    if config.guards.kl and not config.algorithm.reference:
+        raise ValueError(f"guards.kl={config.guards.kl:g} needs algorithm.reference=True: without, no KL is known")
 
 
 def _check_algorithm(config: Config) -> None:

@@ -177,8 +177,33 @@ class Evaluation:
 
 @_section
 class Checkpoint:
-    every: int = 0  # steps; 0: only at the end
-    keep: int = 2
+    # Steps; 0: only at the end. A save waits until the one before it is written, a step does not.
+    every: int = 0
+    keep: int = 2  # the newest so many
+    keep_every: int = 0  # and those of every so many steps, which are saved whatever it takes; 0: none
+    # And the best of those that eval.every looks at: min(harmful refused, benign complied) of the prompts it takes.
+    keep_best: bool = True
+
+
+@_section
+class Guards:
+    """Figures of the last ``window`` steps that make an alarm, and what ends the run. 0 turns one off."""
+
+    window: int = 10  # steps
+    # Names of alarms that end the run, with its state saved; the others are said, counted, and written down. Names are
+    # those below, and heldout.
+    stop: tuple = ("skipped",)
+    # Optimizer steps in a row that were left out: their loss or gradient was no finite number.
+    skipped: int = 3
+    over_refusal: float = 0.9  # share of the responses to benign prompts that refuse
+    echo: float = 0.3  # share of responses that repeat the template's instruction
+    empty: float = 0.3  # share of those in format whose reasoning has fewer than two words
+    tags: float = 0.3  # share of responses with more than one block of a kind
+    length: float = 3.0  # mean response length over that of the run's first steps
+    truncated: float = 0.9  # share of responses without an end
+    flat: float = 0.9  # share of prompts whose rollouts all earn the same: nothing to learn from
+    kl: float = 0.0  # nats a token, to the initial policy; needs algorithm.reference
+    heldout: float = 0.1  # fall of the held-out score below its best, while the reward of training is up
 
 
 @_section
@@ -201,6 +226,7 @@ class Config:
     critic: Critic = _field(Critic)
     eval: Evaluation = _field(Evaluation)
     checkpoint: Checkpoint = _field(Checkpoint)
+    guards: Guards = _field(Guards)
 
     @property
     def location(self) -> str:

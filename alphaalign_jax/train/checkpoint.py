@@ -1,36 +1,59 @@
-"""A run's checkpoints: one Orbax step holds the whole training state, written atomically and off the critical path."""
+"""A run's checkpoints: one Orbax step holds the whole training state, written atomically and off the critical path,
+and is checked against digests of what was written when it is read."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import hashlib
+import json
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import PreservationContext, PreservationPolicy
 
 from alphaalign_jax import buckets
 from alphaalign_jax import config as config_lib
+from alphaalign_jax.errors import ExpectedError
+from alphaalign_jax.parallel import processes
+from alphaalign_jax.train import resumption
+from alphaalign_jax.train.digest import digests
 from alphaalign_jax.types import TrainState
 
 # The policy and its average are items of their own, so that either can be read without the rest (``hf.load`` of a run's
 # folder).
 _POLICY = ("actor", "average")
 _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "ahead", "kl_coef")
-# What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
-# rate decays over them).
-_FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint")
-_FREE += (
-    "algorithm.reference_on_host",
-    "reward_model.on_host",
-    "reward_model.timeout_s",
-    "reward_model.retries",
-    "reward_model.token_env",
-)
-# What changes the rounding of a result and nothing else: to go on where memory ran out.
-_ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
-_ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention")
+# What storage says where it cannot be reached: the checkpoint may be whole, and an older one is not to be taken for it.
+_UNREACHABLE = ("UNAVAILABLE", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+
+
+class CheckpointError(ExpectedError):
+    """A checkpoint could not be written, or none can be read. What was written before is left as it is."""
+
+
+class _Damaged(Exception):
+    """A checkpoint is not what was written."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows beside its arrays, saved with them. The data position and all keys are functions of the step."""
+
+    config: dict[str, Any]
+    before: dict[str, Any]  # outcomes at step 0
+    seconds: float = 0.0  # that the run has taken
+    evaluated: int = 0  # the last step that was evaluated
+    best: dict[str, Any] | None = None  # {step, score} of the best evaluation so far (``Outcome.score``)
+    guards: dict[str, Any] = dataclasses.field(default_factory=dict)  # ``Guards.state``
 
 
 def result_item(config: config_lib.Config) -> str:
@@ -44,14 +67,44 @@ def _items(state: TrainState) -> dict[str, Any]:
     return there(_POLICY) | {"rest": there(_REST)}
 
 
+@dataclasses.dataclass
+class _Kept(PreservationPolicy):
+    """The newest ``last``, every one of a multiple of ``every`` (0: none), and the best."""
+
+    last: int
+    every: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: PreservationContext) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        newest = sorted(steps)[-self.last :]
+        return [s in newest or s == self.best or bool(self.every and s and s % self.every == 0) for s in steps]
+
+
+def _arrays_handler() -> ocp.StandardCheckpointHandler:
+    """Returns what goes wrong in reading: raised, it would leave other processes waiting for this one."""
+    handler = ocp.StandardCheckpointHandler()
+    read = handler.restore
+
+    def restore(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(*args, **kwargs)
+        except Exception as error:
+            return error
+
+    handler.restore = restore  # not of a subclass, for which Orbax knows no arguments
+    return handler
+
+
 class Checkpoints:
-    """Training states by step under ``directory``. The data position and every random key are functions of the step."""
+    """Training states by step under ``directory``."""
 
     def __init__(self, directory: str | pathlib.Path, settings: config_lib.Checkpoint):
         """``directory``: one that all processes see, local or ``gs://...``."""
         self.directory = epath.Path(directory if buckets.remote(directory) else pathlib.Path(directory).absolute())
-        self._settings = settings
+        self._kept = _Kept(settings.keep, settings.keep_every)
         self._manager: ocp.CheckpointManager | None = None
+        self._damaged: dict[int, str] = {}  # steps that cannot be read, and why
         if buckets.remote(directory):  # what may not be used is found out now
             with buckets.saying(str(directory), "used"):
                 self._open()
@@ -61,84 +114,192 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         """The folder is made by the first save, not by a run that is refused."""
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(max_to_keep=self._settings.keep, create=True)
-            items = {name: ocp.StandardCheckpointHandler() for name in (*_POLICY, "rest")}
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._kept, create=True, cleanup_tmp_directories=True
+            )
+            items = {name: _arrays_handler() for name in (*_POLICY, "rest")}
             handlers = {**items, "meta": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         return self._manager
 
-    def latest(self) -> int | None:
-        """The newest finished step, None where there is none."""
-        return None if self._manager is None else self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Finished steps that are not known to be damaged, newest first."""
+        found = () if self._manager is None else self._manager.all_steps()
+        return sorted({*found} - {*self._damaged}, reverse=True)
 
     def check(self, config: config_lib.Config, resume: bool) -> str:
         """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints.
 
         Returns what differs from the run so far in rounding alone, empty where nothing does.
         """
-        latest = self.latest()
-        if not resume and latest is not None:
+        if not resume and self.steps():
             raise ValueError(
-                f"{config.location} already holds checkpoints (newest: step {latest}); continue with --resume, or "
-                "choose another --config.out"
+                f"{config.location} already holds checkpoints (newest: step {self.steps()[0]}); continue with "
+                "--resume, or choose another --config.out"
             )
         if not resume:
             return ""
-        if latest is None:
+        if not self.steps():
             raise ValueError(f"--resume: {self.directory} holds no finished checkpoint; run without it")
-        meta = self._manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        free = _FREE if config.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
-        found = _differences(meta["config"], _plain(dataclasses.asdict(config)), free)
-        differing = [line for line in found if not line.startswith(_ROUNDS)]
-        if config.steps != meta["config"]["steps"] and (config.optimizer.decay or config.critic.optimizer.decay):
-            differing.append(
-                f"steps: {meta['config']['steps']} then, {config.steps} now, and the learning rate's decay"
-            )
-        if differing:
-            raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
-        if config.steps < latest:
-            raise ValueError(f"--resume: steps={config.steps}, but the run is already at step {latest}")
-        return "; ".join(line for line in found if line.startswith(_ROUNDS))
+        for step in self.steps():
+            try:
+                progress, _ = self._read_meta(step)
+            except _Damaged as error:
+                self._damaged[step] = str(error)
+            else:
+                return resumption.check(progress.config, config, step)
+        raise self._nothing_left()
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts writing ``state`` under its step; a step that is there already is left as it is."""
-        step, manager = int(state.step), self._open()
-        if step in manager.all_steps():
-            return
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(_plain(meta))))
+    # Writing ----------------------------------------------------------------------------------------------------------
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state and its meta, laid out as ``like`` (ShapeDtypeStructs with shardings)."""
-        items = {name: ocp.args.StandardRestore(item) for name, item in _items(like).items()}
-        args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(self._manager.latest_step(), args=args)
-        policy = {name: restored[name] for name in items if name != "rest"}
-        return like.replace(**policy, **restored["rest"]), restored["meta"]
+    def save(self, state: TrainState, progress: Progress, *, wait: bool = False) -> bool:
+        """Starts writing ``state`` under its step; a step that is there already is left as it is.
+
+        Where an earlier one is still being written nothing is done, and False returned, unless this is to ``wait`` for
+        it: saves must not take longer than the steps between them.
+        """
+        manager, step = self._open(), int(state.step)
+        self.check_written()
+        # One answer on all processes: each writes its part.
+        if not wait and processes.gather_rows(np.asarray(manager.is_saving_in_progress())).any():
+            return False
+        with self._saying():
+            manager.wait_until_finished()
+            if step in manager.all_steps():
+                return True
+            items = _items(state)
+            meta = {"progress": resumption.plain(dataclasses.asdict(progress)), "arrays": digests(items)}
+            self._kept.best = None if progress.best is None else progress.best["step"]
+            arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            meta = ocp.args.JsonSave(meta | {"sha256": _sha256(meta)})
+            manager.save(step, args=ocp.args.Composite(**arrays, meta=meta))
+        return True
+
+    def check_written(self) -> None:
+        """Raises CheckpointError where a write in the background has failed."""
+        with self._saying():
+            if self._manager is not None:
+                self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Until what is being written is whole. Raises CheckpointError where it cannot be."""
+        with self._saying():
+            if self._manager is not None:
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for writes under way."""
+        """Waits for writes under way; after one that failed there is nothing to wait for."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with contextlib.suppress(CheckpointError):
+                self.wait()
+            with contextlib.suppress(Exception):  # the same once more
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _saying(self) -> Iterator[None]:
+        """What Orbax and storage raise in writing, as one line that says what is left."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:
+            whole = [step for step in self.steps() if (self.directory / str(step)).exists()]
+            left = f"the run can go on from step {whole[0]} with --resume" if whole else "there is none before it"
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.directory} ({type(error).__name__}: {reason}); {left}, "
+                "once there is room and it may be written to"
+            ) from error
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    def restore(self, like: Callable[[int], TrainState]) -> tuple[TrainState, Progress, list[str]]:
+        """The newest state that is as it was written, its progress, and what is to be said of newer ones.
+
+        ``like``: by step, what to restore into (ShapeDtypeStructs with shardings). Newer checkpoints, which are
+        damaged, are renamed, so that the run can write its own. Raises CheckpointError where none can be read.
+        """
+        for step in self.steps():
+            try:
+                progress, written = self._read_meta(step)
+                state = self._read_arrays(step, like(step), written)
+            except _Damaged as error:
+                self._damaged[step] = str(error)
+            else:
+                return state, progress, self._set_aside(step)
+        raise self._nothing_left()
+
+    def _read_meta(self, step: int) -> tuple[Progress, dict[str, str]]:
+        """What is saved beside the arrays, and their digests."""
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            whole = _sha256({key: value for key, value in meta.items() if key != "sha256"}) == meta["sha256"]
+        except Exception as error:
+            raise _Damaged(f"meta: {_reason(error)}") from error
+        if not whole:
+            raise _Damaged("meta is not what was written")
+        try:
+            return Progress(**meta["progress"]), meta["arrays"]
+        except TypeError as error:
+            raise ValueError(f"checkpoint {step} of {self.directory} is another version's: {error}") from error
+
+    def _read_arrays(self, step: int, like: TrainState, written: dict[str, str]) -> TrainState:
+        args = {name: ocp.args.StandardRestore(item) for name, item in _items(like).items()}
+        with _quiet():
+            found = {**self._manager.restore(step, args=ocp.args.Composite(**args))}
+        failed = [f"{name}: {_reason(value)}" for name, value in found.items() if isinstance(value, Exception)]
+        everywhere = np.flatnonzero(processes.gather_rows(np.asarray(bool(failed))))
+        if len(everywhere):
+            raise _Damaged(failed[0] if failed else f"process {everywhere[0]} cannot read its part")
+        said = digests(found)
+        differing = sorted(path for path in {*said, *written} if said.get(path) != written.get(path))
+        if differing:
+            raise _Damaged(f"{differing[0]} is not what was written, one of {len(differing)} such arrays")
+        return like.replace(**{name: found[name] for name in found if name != "rest"}, **found["rest"])
+
+    def _set_aside(self, step: int) -> list[str]:
+        """Renames the damaged checkpoints, all newer than ``step``; what a person should know of them."""
+        said = []
+        for bad, reason in sorted(self._damaged.items(), reverse=True):
+            aside = self.directory / f"damaged-{bad}"
+            if processes.first():
+                if aside.exists():  # the same step, damaged before
+                    aside.rmtree()
+                (self.directory / str(bad)).rename(aside)
+            said.append(f"checkpoint {bad} is damaged ({reason}); kept as {aside}, going on from step {step}")
+        if said:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("alphaalign_jax.checkpoint set aside")
+            self._manager.reload()
+            self._damaged.clear()
+        return said
+
+    def _nothing_left(self) -> CheckpointError:
+        reasons = "; ".join(f"step {step}: {reason}" for step, reason in sorted(self._damaged.items(), reverse=True))
+        return CheckpointError(
+            f"--resume: no checkpoint in {self.directory} can be read ({reasons}); start anew with another --config.out"
+        )
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples become lists."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str], prefix: str = "") -> list[str]:
-    """Dotted keys of settings that differ, with both values; those that are ``free`` to left out."""
-    found = []
-    for key in sorted({*old, *new}):
-        if f"{prefix}{key}" in free:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, free, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} then, {b!r} now")
-    return found
+def _reason(error: Exception) -> str:
+    """Why a checkpoint cannot be read, in one line. Raises the error where it may be whole, and cannot be reached."""
+    text = " ".join(str(error).split())
+    unreachable = isinstance(error, (MemoryError, PermissionError, ConnectionError, TimeoutError))
+    if unreachable or any(word in text for word in _UNREACHABLE):
+        raise error
+    return f"{type(error).__name__}, {text[:120]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Reads of a damaged array that were under way end in tracebacks that nobody can act on."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook

@@ -67,6 +67,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     _, params = hf.load(policy.path, network=network, layout=layout)
     began = time.perf_counter()
     with contextlib.closing(Records(run_dir)) as records, display.bar("sft", trainer.steps) as advance:
+        records.begin()
         recorded = records.advancing("sft", advance)
         params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
     target = run_dir / "export"

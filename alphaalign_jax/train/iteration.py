@@ -21,6 +21,7 @@ from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import compiles, processes, to_host
+from alphaalign_jax.rewards import hacking
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
@@ -28,7 +29,7 @@ from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
-from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainState
+from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Sampled:
     index: np.ndarray  # int [B], rows of the training set
     responses: list[list[Response]]  # B x G
     reward: np.ndarray  # float32 [B, G], NaN where the reward model failed
+    left_out: TrainBatch | None  # what the update read, where an optimizer step on it was left out
 
 
 class Iteration:
@@ -112,6 +114,8 @@ class Iteration:
             kl_coef=kl_coef,
         )
         metrics = {name: float(value) for name, value in to_host(metrics).items()} | clock.metrics()
+        metrics |= hacking.rates(response.text for group in asked.responses for response in group)
+        skipped = metrics.get("actor/skipped", 0) + metrics.get("critic/skipped", 0)
         if asked.pending is not None:
             # All of it; reward_wait is what the device did not hide.
             metrics["timing_s/reward"] = asked.pending[0].seconds
@@ -120,7 +124,8 @@ class Iteration:
         metrics["perf/throughput"] = tokens / metrics["timing_s/step"] / self.p.train_layout.mesh.size
         metrics["perf/cpu_memory_used_gb"] = processes.memory_used() / 1024**3
         processes.release_freed_memory()
-        return state, metrics, Sampled(asked.index, asked.responses, to_host(scores.reward))
+        left_out = to_host(batch) if skipped else None
+        return state, metrics, Sampled(asked.index, asked.responses, to_host(scores.reward), left_out)
 
     def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
         """The step's responses, and with ``rollout.ahead`` the next step's: sampled, and on their way to the reward
@@ -194,7 +199,8 @@ class Iteration:
         a, seed = self.config.algorithm, self.config.seed
         order = [minibatches(label, a.minibatches, seed, step=step, epoch=epoch) for epoch in range(a.epochs)]
         weights, seen = jax.block_until_ready(update(weights, batch, np.concatenate(order), *extra))
-        metrics.update({name: jnp.mean(each) for name, each in seen.items()})
+        count = lambda name: jnp.sum if name.endswith("/skipped") else jnp.mean
+        metrics.update({name: count(name)(each) for name, each in seen.items()})
         return weights, {name: each[0] for name, each in seen.items()}
 
 

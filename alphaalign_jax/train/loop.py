@@ -20,10 +20,12 @@ from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 from alphaalign_jax.train import assembly
 from alphaalign_jax.train.assembly import Prepared
-from alphaalign_jax.train.checkpoint import Checkpoints, result_item
+from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
+from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
 from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
 from alphaalign_jax.train.sft import Supervised
@@ -38,20 +40,22 @@ def train(
     """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
 
     ``resume``: from the newest checkpoint; with "auto" where there is one, and a run that has ended stays as it is.
-    Raises ValueError for a run that cannot work, before it compiles anything, and RewardModelError for a reward model
-    that is down: the state is then saved, and the run goes on with ``resume``.
+    Raises ValueError for a run that cannot work, before it compiles anything; CheckpointError for a disk that is full.
+    With its state saved, so that the run can go on with ``resume``: RewardModelError for a reward model that is down,
+    GuardError for an alarm of ``guards.stop``, Ended after a request to end.
     """
     began, display = time.perf_counter(), display or Display()
     with (
         buckets.mirrored(config.location) as mirror,
         contextlib.closing(Checkpoints(config.checkpoints_dir, config.checkpoint)) as checkpoints,
+        Notice() as notice,
     ):
         if resume == "auto":
             ended = finished(mirror.folder, config.steps)
             if ended is not None:
                 display.say(f"{config.location} has ended: {config.steps} steps")
                 return ended
-            resume = checkpoints.latest() is not None
+            resume = bool(checkpoints.steps())
         rounds = checkpoints.check(config, resume)
         if not resume:
             check_unused(mirror.folder)
@@ -60,10 +64,9 @@ def train(
         if rounds:
             display.say(f"the run goes on with other settings, equal to the run so far up to rounding: {rounds}")
         prepared = assembly.prepare(config, mirror)
-        resume_step = checkpoints.latest() if resume else None
-        with contextlib.closing(Records(mirror.folder, resume_step=resume_step)) as records:
+        with contextlib.closing(Records(mirror.folder)) as records:
             with _ending_together():
-                summary = Run(prepared, checkpoints, records, mirror, display, began).train()
+                summary = Run(prepared, checkpoints, records, mirror, display, notice, began).train(bool(resume))
             records.summary({"command": command, **summary})
         return summary
 
@@ -71,10 +74,10 @@ def train(
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
     """An error of one process ends it before it waits for the others, as closing the checkpoints would: they may be at
-    a collective that waits for this one. The reward model's is raised by all."""
+    a collective that waits for this one. What all raise together ends them as it does one alone."""
     try:
         yield
-    except RewardModelError:
+    except (RewardModelError, GuardError, Ended):
         raise
     except Exception as error:
         processes.abandon(1, error)
@@ -91,25 +94,29 @@ class Run:
         records: Records,
         mirror: buckets.Mirror,
         display: Display,
+        notice: Notice,
         began: float,
     ):
         self.p, self.config = prepared, prepared.config
         self.checkpoints, self.records, self.mirror = checkpoints, records, mirror
-        self.display, self.began = display, began
+        self.display, self.notice, self.began = display, notice, began
         key = jax.random.key(self.config.seed)
         self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT))
+        self.progress: Progress  # these two come with the state
+        self.guards: Guards
+        self.due = ""  # the save that is: best, every (many steps) or newest
+        self.saving = 0.0  # seconds that saves have held up steps since the last one
 
-    def train(self) -> dict[str, Any]:
+    def train(self, resume: bool) -> dict[str, Any]:
         self._introduce()
-        state, meta = self._resumed() if self.checkpoints.latest() is not None else self._fresh()
-        state = self._reinforce(state, meta)
-        self._save(state, meta)
+        state = self._resumed() if resume else self._fresh()
+        state = self._reinforce(state)
         after = self.evaluate(state.result, "after", step=self.config.steps)
         if self.config.export:
             self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.location}/export")
-        return self._conclude(meta, after)
+        return self._conclude(after)
 
     def _introduce(self) -> None:
         p, source = self.p, self.p.policy
@@ -128,23 +135,30 @@ class Run:
 
     # The state of the first step --------------------------------------------------------------------------------------
 
-    def _fresh(self) -> tuple[TrainState, dict[str, Any]]:
+    def _fresh(self) -> TrainState:
         """Warmed up and measured."""
+        self.records.begin()
+        self.guards = Guards(self.config.guards)
         params = assembly.load_params(self.p)
         if self.config.warmup.epochs:
             params = self._warm_up(params)
         before = self.evaluate(params, "before", step=0)
         state = self.iteration.steps.init_state(params, assembly.critic_params(self.p, params))
-        meta = {"before": as_json(before), "config": dataclasses.asdict(self.config), "seconds": 0.0}
-        self._save(state, meta)  # a run stopped in its first steps need not warm up again
-        return state, meta
+        self.progress = Progress(dataclasses.asdict(self.config), as_json(before))
+        if not self.config.eval.limit:  # else it is not of the prompts that later ones are of
+            self._judge(before["all"].score, 0)
+        self._save(state, wait=True)  # a run stopped in its first steps need not warm up again
+        return state
 
-    def _resumed(self) -> tuple[TrainState, dict[str, Any]]:
-        state, meta = self.checkpoints.restore(self.iteration.steps.abstract_state(self.checkpoints.latest()))
-        state = self.iteration.steps.settled(state)
-        self.began -= meta["seconds"]
+    def _resumed(self) -> TrainState:
+        state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
+        for line in damaged:
+            self.display.say(line)
+        self.records.begin(int(state.step))
+        self.guards = Guards(self.config.guards, self.progress.guards)
+        self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
-        return state, meta
+        return self.iteration.steps.settled(state)
 
     def _warm_up(self, params: Params) -> Params:
         """The format warm-up on the training prompts."""
@@ -155,39 +169,123 @@ class Run:
         trainer.check_length(rows, longest, p.policy.tokenizer)
         with self.display.bar("warm-up", trainer.steps) as advance:
             recorded = self.records.advancing("warmup", advance)
-            return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=recorded)
+
+            def on_step(step: int, metrics: dict[str, float]) -> None:
+                recorded(step, metrics)
+                for alarm in watch.step({"actor/skipped": metrics["sft/skipped"]}):
+                    raise GuardError(f"warm-up step {step}: {alarm.message}; nothing of the run is kept")
+                self.notice.check("in its warm-up, of which nothing is kept")
+
+            watch = Guards(dataclasses.replace(self.config.guards, stop=("skipped",)))
+            return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=on_step)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
 
-    def _reinforce(self, state: TrainState, meta: dict[str, Any]) -> TrainState:
+    def _reinforce(self, state: TrainState) -> TrainState:
         c, first = self.config, int(state.step)
         with self.display.bar("train", c.steps, first) as advance:
+            self._look(state, first)  # where the run was ended before it had
             for step in range(first, c.steps):
                 try:
                     state, metrics, sampled = self.iteration(state, step)
                 except RewardModelError:
-                    self._save(state, meta)
+                    self._save(state, wait=True)
                     raise
+                metrics["timing_s/save_checkpoint"], self.saving = self.saving, 0.0
                 self.records.metrics("train", step, metrics)
                 self._dump(step, sampled)
-                self.mirror.push()
                 advance(1, **_figures(metrics))
-                done = step + 1
-                if c.eval.every and done % c.eval.every == 0 and done < c.steps:
-                    self.evaluate(state.result, "eval", step=done, limit=c.eval.limit)
-                if c.checkpoint.every and done % c.checkpoint.every == 0:
-                    self._save(state, meta)
+                alarms = self.guards.step(metrics)
+                self._raise(state, "train", step, alarms)
+                self._end_if_asked(state, step + 1)
+                self._look(state, step + 1)
+                self._save_if_due(state, step + 1)
+                self.mirror.push()
+        self._save(state, wait=True)
+        self.checkpoints.wait()
         return state
 
-    def _save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def _look(self, state: TrainState, done: int) -> None:
+        """The periodic evaluation, where it is due and was not made."""
+        e = self.config.eval
+        if not e.every or done % e.every or self.progress.evaluated >= done or done >= self.config.steps:
+            return
+        with self._saved_if_ended(state):
+            score = self.evaluate(state.result, "eval", step=done, limit=e.limit)["all"].score
+        self.progress.evaluated = done
+        if self._judge(score, done):
+            self.due = "best"
+        self._raise(state, "eval", done, self.guards.evaluation(score))
+
+    def _judge(self, score: float | None, step: int) -> bool:
+        """Whether the state after ``step`` is the best so far; it is then kept."""
+        best = self.progress.best
+        if not self.config.checkpoint.keep_best or not self.config.eval.every or score is None:
+            return False
+        if best is not None and score <= best["score"]:
+            return False
+        self.progress.best = {"step": step, "score": score}
+        return True
+
+    def _raise(self, state: TrainState, phase: str, step: int, alarms: list[Alarm]) -> None:
+        """Says the alarms and writes them down; one that ends the run does so once the state is saved."""
+        for alarm in alarms:
+            self.records.alarm(phase, step, alarm.name, alarm.message)
+            self.display.say(f"alarm at step {step}: {alarm.message}")
+        for alarm in (alarm for alarm in alarms if alarm.stops):
+            self._save(state, wait=True)
+            raise GuardError(
+                f"step {step}: {alarm.message}; the state is saved. To go on from it: --resume --config.guards.stop="
+            )
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def _end_if_asked(self, state: TrainState, done: int) -> None:
+        if self.notice.reached(done) and done < self.config.steps:
+            self._save(state, wait=True)
+            self.checkpoints.wait()
+            raise self.notice.ended(f"saved after step {done} of {self.config.steps}")
+
+    @contextlib.contextmanager
+    def _saved_if_ended(self, state: TrainState) -> Iterator[None]:
+        try:
+            yield
+        except Ended:
+            self._save(state, wait=True)
+            self.checkpoints.wait()
+            raise
+
+    def _save_if_due(self, state: TrainState, done: int) -> None:
+        """Saves the state where it is time to. One that is due while an earlier one is being written is put off to the
+        next step; not those that are to be kept."""
+        c = self.config.checkpoint
+        self.checkpoints.check_written()
+        if c.every and done % c.every == 0:
+            self.due = self.due or "newest"
+        if c.keep_every and done % c.keep_every == 0:
+            self.due = "every"
+        if self.due and self._save(state, wait=self.due != "newest"):
+            self.due = ""
+
+    def _save(self, state: TrainState, *, wait: bool) -> bool:
+        """False where the writer was busy, and it was not to ``wait`` for it."""
+        began = time.perf_counter()
         self.records.flush()  # a run that goes on from here has what was written before
         try:
             self.mirror.settle()
         finally:
-            self.checkpoints.save(state, meta | {"seconds": time.perf_counter() - self.began})
+            self.progress.seconds, self.progress.guards = time.perf_counter() - self.began, self.guards.state
+            saved = self.checkpoints.save(state, self.progress, wait=wait)
+            self.saving += time.perf_counter() - began
+        return saved
 
     def _dump(self, step: int, sampled: Sampled) -> None:
-        """A few responses of the step, another member of the group each time."""
+        """A few responses of the step, another member of the group each time; all of a step that was left out."""
+        if sampled.left_out is not None:
+            said = self.records.batch(step, sampled.left_out)
+            self.display.say(
+                f"step {step}: a loss or gradient was no finite number, its update is left out; batch: {said}"
+            )
         g = step % self.config.rollout.group
         for b in range(min(self.config.samples, len(sampled.index))):
             row, reward = self.p.train.rows[sampled.index[b]], float(sampled.reward[b, g])
@@ -204,6 +302,11 @@ class Run:
         drawn = np.random.default_rng(self.config.seed).permutation(len(p.heldout))[:limit]
         indices = sorted(drawn.tolist()) if limit else list(range(len(p.heldout)))
         with self.display.bar(f"evaluate ({name})", len(indices)) as advance:
+
+            def on_batch(rows: int) -> None:
+                advance(rows)
+                self.notice.check(f"in the evaluation {name} of step {step}")
+
             answers = respond(
                 p.engine,
                 p.engine.prepare(params),
@@ -214,7 +317,7 @@ class Run:
                 slots=e.max_new_tokens or self.config.rollout.max_new_tokens,
                 batch=e.batch,
                 indices=indices,
-                on_batch=advance,
+                on_batch=on_batch,
             )
         rows, responses = [p.heldout.rows[i] for i in indices], [samples[0] for samples in answers]
         for row, response in zip(rows, responses, strict=True):
@@ -225,24 +328,26 @@ class Run:
         self.records.metrics(name, step, figures)
         return outcomes
 
-    def _conclude(self, meta: dict[str, Any], after: dict[str, Outcome]) -> dict[str, Any]:
-        seconds = time.perf_counter() - self.began
+    def _conclude(self, after: dict[str, Outcome]) -> dict[str, Any]:
+        seconds, before = time.perf_counter() - self.began, self.progress.before
         found = as_json(after)
         rest = lambda outcomes: {name: value for name, value in outcomes.items() if name != "all"}
         summary = {
-            "before": meta["before"]["all"],
+            "before": before["all"],
             "after": found["all"],
-            "before_by_source": rest(meta["before"]),
+            "before_by_source": rest(before),
             "after_by_source": rest(found),
             "data": self.p.audit.to_json(),
             "steps": self.config.steps,
+            "best": self.progress.best,
+            "alarms": self.guards.state["count"],
             "wall_seconds": seconds,
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
         if self.p.scorer is not None:
             self.p.scorer.close()
-        self.display.say(outcome.comparison(meta["before"], found))
+        self.display.say(outcome.comparison(before, found))
         self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
         return summary
 

@@ -126,15 +126,15 @@ def _with_prefix(rows: Any, batch: Any) -> Any:
 
 def accumulate(
     objective: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, batch: Any, micro: int
-) -> tuple[Params, Metrics]:
-    """Gradient and metrics of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
+) -> tuple[tuple[Array, Metrics], Params]:
+    """Loss, metrics and gradient of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
 
     The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m,
     m + M, m + 2M, ...: a strided cut, so that each one is spread over all devices as the batch is.
     """
     size = batch.sampled.shape[0]
     micro = micro or size
-    gradient = jax.grad(objective, has_aux=True)
+    gradient = jax.value_and_grad(objective, has_aux=True)
     if micro == size:
         return gradient(params, batch)
     strided = _strided(batch, micro)
@@ -191,8 +191,16 @@ def _strided(batch: Any, micro: int) -> Any:
 
 
 def apply_gradient(
-    tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params
-) -> tuple[Params, Any, Array]:
-    """One optimizer step; also the gradient's global norm before clipping."""
-    updates, opt_state = tx.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, optax.tree.norm(gradient)
+    tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params, loss: Array
+) -> tuple[Params, Any, dict[str, Array]]:
+    """One optimizer step, with ``grad_norm``, the gradient's global norm before clipping, and ``skipped``, 1 or 0.
+
+    Where the loss or the gradient is no finite number the step is left out: weights and moments stay as they are, for
+    one NaN in Adam's moments would make every later update one.
+    """
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, new_state = tx.update(gradient, opt_state, params)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    params, opt_state = keep(optax.apply_updates(params, updates), params), keep(new_state, opt_state)
+    return params, opt_state, {"grad_norm": norm, "skipped": (~finite).astype(jnp.int32)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pathlib
 import platform
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+import jax
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -18,7 +21,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.parallel import processes
-from alphaalign_jax.types import LABELS
+from alphaalign_jax.types import LABELS, TrainBatch
 
 _FOLDER = {"train": "train", "warmup": "warmup", "sft": "train"}  # of TensorBoard, by phase; evaluations have their own
 
@@ -37,19 +40,19 @@ def finished(directory: pathlib.Path, steps: int) -> dict[str, Any] | None:
 
 
 class Records:
-    """Append-only files of one run folder.
+    """Append-only files of one run folder."""
 
-    ``resume_step`` drops what a lost stretch after the checkpoint had written.
-    """
-
-    def __init__(self, directory: pathlib.Path, *, resume_step: int | None = None):
+    def __init__(self, directory: pathlib.Path):
         self.directory = pathlib.Path(directory)
         self._files: dict[str, Any] = {}
         self._tensorboard: dict[str, EventFileWriter] = {}
+
+    def begin(self, resume_step: int | None = None) -> None:
+        """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped."""
         if not processes.first():  # one process writes for all
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics", "samples"):
+        for name in ("metrics", "samples", "alarms"):
             path = self.directory / f"{name}.jsonl"
             kept = _before(path, resume_step) if resume_step is not None else []
             path.write_text("".join(kept))
@@ -83,6 +86,18 @@ class Records:
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)
 
+    def alarm(self, phase: str, step: int, name: str, message: str) -> None:
+        self._line("alarms", {"phase": phase, "step": step, "alarm": name, "message": message})
+
+    def batch(self, step: int, batch: TrainBatch) -> pathlib.Path:
+        """Writes a step's batch down, whole and on the host, to look into; returns the file."""
+        path = self.directory / f"left_out/step-{step}.npz"
+        if processes.first():
+            path.parent.mkdir(exist_ok=True)
+            leaves = jax.tree_util.tree_leaves_with_path(batch)
+            np.savez(path, **{jax.tree_util.keystr(place, simple=True, separator="."): leaf for place, leaf in leaves})
+        return path
+
     def summary(self, values: Mapping[str, Any]) -> None:
         if processes.first():
             (self.directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
@@ -90,7 +105,7 @@ class Records:
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         if name not in self._files:
             return
-        self._files[name].write(json.dumps(record) + "\n")
+        self._files[name].write(json.dumps({key: _number(value) for key, value in record.items()}) + "\n")
         self._files[name].flush()
 
     def flush(self) -> None:
@@ -134,6 +149,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _before(path: pathlib.Path, step: int) -> list[str]:

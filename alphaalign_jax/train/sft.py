@@ -49,9 +49,7 @@ class Supervised:
         self.micro_batch = micro_batch(settings, layout)
         self.update = compiled(self._update, layout, donate_argnums=0)
 
-    def _update(self, weights: tuple[Params, Any], batch: Examples, sampling: Sampling):
-        total = Denominator.of(batch.sampled)
-
+    def _update(self, weights: tuple[Params, Any], batch: Examples, total: Denominator, sampling: Sampling):
         def objective(params, part):
             logp, _ = objectives.policy_logprobs(
                 self.network, params, part.prompts, part.tokens, sampling, chunk=self.chunk
@@ -60,9 +58,10 @@ class Supervised:
             return loss, {"sft/loss": jax.lax.stop_gradient(loss)}
 
         params, opt_state = weights
-        gradient, metrics = objectives.accumulate(objective, params, batch, self.micro_batch)
-        params, opt_state, norm = objectives.apply_gradient(self.tx, params, opt_state, gradient)
-        return (params, opt_state), metrics | {"sft/grad_norm": norm, "sft/tokens": total.tokens}
+        (loss, metrics), gradient = objectives.accumulate(objective, params, batch, self.micro_batch)
+        params, opt_state, found = objectives.apply_gradient(self.tx, params, opt_state, gradient, loss)
+        found = {f"sft/{name}": value for name, value in found.items()}
+        return (params, opt_state), metrics | found | {"sft/tokens": total.tokens}
 
     def train(
         self,
@@ -83,7 +82,10 @@ class Supervised:
             index = order.indices(step)
             encoded = encode_responses(responses(index, step), tokenizer, stop_id)
             batch = supervised_batch(prompts, encoded, index, self.bucket, self.layout)
-            weights, metrics = self.update(weights, batch, sampling)
+            # Counted here: on CPU, a sum over the devices that nothing else waits for may run beside others until all
+            # threads wait for each other.
+            total = Denominator(np.float32(sum(map(len, encoded))), np.float32(len(encoded)))
+            weights, metrics = self.update(weights, batch, total, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             metrics["perf/cpu_memory_used_gb"] = processes.memory_used() / 1024**3
             processes.release_freed_memory()

@@ -280,6 +280,7 @@ class Steps:
             "reward/safety/mean": jnp.mean(scores.safety_reward),
             "reward/helpfulness/mean": masked_mean(scores.helpfulness_reward, ~harmful),
             "reward/spread": jnp.mean(jnp.nan_to_num(groups)),
+            "reward/equal_groups": jnp.mean(~(groups > 0)),
             "safety/refusal_rate_harmful": masked_mean(scores.refusal, harmful),
             "safety/refusal_rate_benign": masked_mean(scores.refusal, ~harmful),
             "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),
@@ -318,9 +319,10 @@ class Steps:
             rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
             rows = objectives.take(batch, index)
             share = functools.partial(objective, total=Denominator.of(rows.sampled))
-            gradient, metrics = objectives.accumulate(share, params, rows, self._micro_batch(rows))
-            params, opt_state, norm = objectives.apply_gradient(tx, params, opt_state, gradient)
-            return (params, opt_state), metrics | {f"{name}/grad_norm": norm, f"{name}/lr": rate}
+            (loss, metrics), gradient = objectives.accumulate(share, params, rows, self._micro_batch(rows))
+            params, opt_state, found = objectives.apply_gradient(tx, params, opt_state, gradient, loss)
+            found = {f"{name}/{key}": value for key, value in found.items()}
+            return (params, opt_state), metrics | found | {f"{name}/lr": rate}
 
         return jax.lax.scan(one, weights_and_state, index)
 

@@ -16,8 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from alphaalign_jax.errors import ExpectedError
 
-class RewardModelError(RuntimeError):
+
+class RewardModelError(ExpectedError):
     """A scoring call failed as a whole. The training loop saves and stops; it never trains on invented scores."""
 
 

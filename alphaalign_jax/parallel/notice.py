@@ -1,0 +1,79 @@
+"""A request to end: SIGTERM (a preemption's notice, a cluster's scheduler) or Ctrl-C. The run saves, and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from alphaalign_jax.errors import ExpectedError
+from alphaalign_jax.parallel import processes
+
+# Exit statuses. 75 is EX_TEMPFAIL of sysexits.h: the launchers start again what ends with it.
+PREEMPTED, INTERRUPTED = 75, 130
+
+
+class Ended(ExpectedError):
+    """The run was asked to end, and has."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Notice:
+    """Knows, while it is entered, whether this run was asked to end. A second request ends it at once.
+
+    In a cluster JAX passes a SIGTERM of any host on to all, and names a step at which all of them see it; Ctrl-C and
+    the time outside of steps are then none of ours.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Notice:
+        alone = not jax.distributed.is_initialized()
+        if alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # What somebody has set already stays: a shell's background job, for one, is to pass over Ctrl-C.
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._handlers[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and end after so many steps: the same on all processes, which all ask after every step."""
+        if jax.distributed.is_initialized():
+            if multihost_utils.reached_preemption_sync_point(step):
+                self._signal = signal.SIGTERM
+        return self._signal is not None
+
+    def check(self, what: str) -> None:
+        """Raises Ended between steps, where there is nothing to save."""
+        if self._signal is not None:
+            raise self.ended(what)
+
+    def ended(self, what: str) -> Ended:
+        number = signal.Signals(self._signal)
+        again = "; go on with --resume=auto"
+        return Ended(f"ended by {number.name}: {what}{again}", PREEMPTED if number == signal.SIGTERM else INTERRUPTED)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        self._restore()
+        if processes.first():
+            # Not print: the signal may have come while something was being printed.
+            os.write(2, b"\nasked to end: once this step is done and saved (again: at once)\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

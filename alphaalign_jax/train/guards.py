@@ -1,0 +1,128 @@
+"""Alarms about what a run has come to: collapse, reward hacking, figures that a longer run will not mend.
+
+Each watches a figure of the metrics; an alarm is said when it comes on, not at every step that it stays on. Which of
+them end the run is the config's (``guards.stop``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from alphaalign_jax.config.settings import Guards as Settings
+from alphaalign_jax.errors import ExpectedError
+
+_REWARD, _LENGTH = "critic/score/mean", "response_length/mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    name: str  # the setting that holds its limit
+    message: str
+    stops: bool
+
+
+class GuardError(ExpectedError):
+    """An alarm that ends the run. Its state is saved; the run can go on from there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """An alarm where the mean of ``metric`` over the window, or its newest value, is above the setting of its name."""
+
+    metric: str
+    says: str  # with {value} and {limit}
+    newest: bool = False
+
+
+_RULES = {
+    "over_refusal": _Rule("safety/refusal_rate_benign", "{value:.0%} of the responses to benign prompts refuse"),
+    "echo": _Rule("hacking/echo", "{value:.0%} of the responses repeat the template's instruction"),
+    "empty": _Rule("hacking/empty_reasoning", "{value:.0%} of the reasoning blocks have fewer than two words"),
+    "tags": _Rule("hacking/repeated_tags", "{value:.0%} of the responses have a tag more than once"),
+    "truncated": _Rule("response_length/clip_ratio", "{value:.0%} of the responses are cut off: they earn no format"),
+    "flat": _Rule(
+        "reward/equal_groups", "the rollouts of {value:.0%} of the prompts all earn the same: little to learn"
+    ),
+    "kl": _Rule("actor/kl", "the policy is {value:.3g} nats a token from the initial one", newest=True),
+}
+
+
+class Guards:
+    """Watches a run's metrics. ``state``, plain data, is all that it remembers: a resumed run goes on from it."""
+
+    def __init__(self, settings: Settings, state: Mapping[str, Any] | None = None):
+        self.settings = settings
+        self.state: dict[str, Any] = {
+            "windows": {},  # metric -> its newest values
+            "first_length": None,  # mean response length of the run's first window
+            "skipping": 0,  # steps in a row in which an optimizer step was left out
+            "best": None,  # [held-out score, training reward] of the best evaluation
+            "on": [],  # alarms that are on
+            "count": {},  # alarm -> times that it came on
+            **(state or {}),
+        }
+
+    def step(self, metrics: Mapping[str, float]) -> list[Alarm]:
+        """Alarms that come on with a training step's metrics."""
+        for metric in {rule.metric for rule in _RULES.values()} | {_REWARD, _LENGTH}:
+            if metric in metrics and math.isfinite(metrics[metric]):
+                values = [*self.state["windows"].get(metric, []), float(metrics[metric])]
+                self.state["windows"][metric] = values[-self.settings.window :]
+        found = {name: self._above(name, rule, metrics) for name, rule in _RULES.items()}
+        return self._coming_on(found | {"skipped": self._skipped(metrics), "length": self._length()})
+
+    def evaluation(self, score: float | None) -> list[Alarm]:
+        """Alarms that come on with a look at held-out prompts: their score falls while the training reward is up."""
+        reward, limit = self._mean(_REWARD), self.settings.heldout
+        if score is None or reward is None or not limit:
+            return []
+        best = self.state["best"]
+        if best is None or score > best[0]:
+            self.state["best"] = [score, reward]
+            return self._coming_on({"heldout": ""})
+        fell = best[0] - score > limit and reward > best[1]
+        says = f"the held-out score fell from {best[0]:.2f} to {score:.2f} while the reward rose from {best[1]:.2f} to "
+        return self._coming_on({"heldout": f"{says}{reward:.2f}" if fell else ""})
+
+    def _above(self, name: str, rule: _Rule, metrics: Mapping[str, float]) -> str:
+        limit = getattr(self.settings, name)
+        value = metrics.get(rule.metric) if rule.newest else self._mean(rule.metric)
+        return rule.says.format(value=value) if limit and value is not None and value > limit else ""
+
+    def _skipped(self, metrics: Mapping[str, float]) -> str:
+        left_out = metrics.get("actor/skipped", 0) + metrics.get("critic/skipped", 0)
+        self.state["skipping"] = self.state["skipping"] + 1 if left_out else 0
+        limit = self.settings.skipped
+        if not limit or self.state["skipping"] < limit:
+            return ""
+        return f"in {self.state['skipping']} steps in a row a loss or gradient was no finite number"
+
+    def _length(self) -> str:
+        mean, limit = self._mean(_LENGTH), self.settings.length
+        if mean is None:
+            return ""
+        if self.state["first_length"] is None:
+            self.state["first_length"] = mean
+        times = mean / max(self.state["first_length"], 1.0)
+        return f"responses are {times:.1f} times as long as at the start" if limit and times > limit else ""
+
+    def _mean(self, metric: str) -> float | None:
+        """Over the window; None before it is full."""
+        values = self.state["windows"].get(metric, [])
+        return sum(values) / len(values) if len(values) >= self.settings.window else None
+
+    def _coming_on(self, found: Mapping[str, str]) -> list[Alarm]:
+        """``found``: the message of each alarm that is judged now, empty where it is off."""
+        alarms = []
+        for name, message in found.items():
+            if message and name not in self.state["on"]:
+                self.state["on"].append(name)
+                self.state["count"][name] = self.state["count"].get(name, 0) + 1
+                limit = f"guards.{name}={getattr(self.settings, name):g}"
+                alarms.append(Alarm(name, f"{name}: {message} ({limit})", name in self.settings.stop))
+            elif not message and name in self.state["on"]:
+                self.state["on"].remove(name)
+        return alarms

@@ -1,0 +1,62 @@
+"""Whether a run may go on from another config's checkpoint: what differs, and what of it matters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from alphaalign_jax.config import Config
+
+# What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
+# rate decays over them).
+_FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint", "guards")
+_FREE += (
+    "algorithm.reference_on_host",
+    "reward_model.on_host",
+    "reward_model.timeout_s",
+    "reward_model.retries",
+    "reward_model.token_env",
+)
+# What changes the rounding of a result and nothing else: to go on where memory ran out, or on other chips.
+_ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
+_ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention", "mesh", "reward_model.tensor")
+
+
+def check(then: dict[str, Any], now: Config, step: int) -> str:
+    """Raises ValueError, with the keys, where ``now`` would not go on as the run of ``then`` that has come to ``step``.
+
+    Returns what differs in rounding alone, empty where nothing does.
+    """
+    free = _FREE if now.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
+    found = _differences(then, plain(dataclasses.asdict(now)), free)
+    rounding = [line for line in found if line.startswith(_ROUNDS)]
+    differing = [line for line in found if line not in rounding]
+    if now.steps != then["steps"] and (now.optimizer.decay or now.critic.optimizer.decay):
+        differing.append(f"steps: {then['steps']} then, {now.steps} now, and the learning rate's decay")
+    if differing:
+        raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
+    if now.steps < step:
+        raise ValueError(f"--resume: steps={now.steps}, but the run is already at step {step}")
+    return "; ".join(rounding)
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str], prefix: str = "") -> list[str]:
+    """Dotted keys of settings that differ, with both values; those that are ``free`` to left out."""
+    found = []
+    for key in sorted({*old, *new}):
+        if f"{prefix}{key}" in free:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, free, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} then, {b!r} now")
+    return found
