@@ -73,7 +73,7 @@ def _parse(key: str, text: str, present: Any) -> Any:
             return kind(text)
         if kind is tuple:
             # A bare comma-separated list of words, or a Python literal for anything nested.
-            return tuple(ast.literal_eval(text)) if text[:1] in "([" else tuple(p for p in text.split(",") if p)
+            return tuple(ast.literal_eval(text)) if text[:1] in ("(", "[") else tuple(p for p in text.split(",") if p)
     except (KeyError, ValueError, SyntaxError, TypeError):
         raise ValueError(f"--config.{key}={text}: expected {kind.__name__}, as the present value {present!r}") from None
     return text

@@ -163,15 +163,15 @@ class Checkpoints:
         # One answer on all processes: each writes its part.
         if not wait and processes.gather_rows(np.asarray(manager.is_saving_in_progress())).any():
             return False
+        self.wait()
+        if step in manager.all_steps():
+            return True
+        items = _items(state)
+        meta = {"progress": resumption.plain(dataclasses.asdict(progress)), "arrays": digests(items)}
+        self._kept.best = None if progress.best is None else progress.best["step"]
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        meta = ocp.args.JsonSave(meta | {"sha256": _sha256(meta)})
         with self._saying():
-            manager.wait_until_finished()
-            if step in manager.all_steps():
-                return True
-            items = _items(state)
-            meta = {"progress": resumption.plain(dataclasses.asdict(progress)), "arrays": digests(items)}
-            self._kept.best = None if progress.best is None else progress.best["step"]
-            arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-            meta = ocp.args.JsonSave(meta | {"sha256": _sha256(meta)})
             manager.save(step, args=ocp.args.Composite(**arrays, meta=meta))
         return True
 

@@ -1,0 +1,245 @@
+"""What a run does when things go wrong beside it: each fault is brought about, and what a person sees is read."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from run_cases import lines, run, saved, write_heldout
+from test_reward_http import _Server, reply
+
+from alphaalign_jax.parallel import notice
+from alphaalign_jax.train import checkpoint, iteration
+from alphaalign_jax.train.iteration import Iteration
+
+QUICK = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    write_heldout(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(work):
+    """A run of three steps that nothing happened to."""
+    assert run(work, "whole", 3, *QUICK) == 0
+    return work / "whole"
+
+
+def until(work, whole, name, step):
+    """A copy of the run as it was after ``step`` steps."""
+    shutil.copytree(whole, work / name, ignore=shutil.ignore_patterns("summary.json"))
+    for later in range(step + 1, 4):
+        shutil.rmtree(work / name / f"checkpoints/{later}")
+    return work / name
+
+
+def same(ours, theirs, step=3):
+    found, wanted = saved(ours, step), saved(theirs, step)
+    assert found.keys() == wanted.keys()
+    for path in found:
+        assert np.array_equal(found[path], wanted[path]), path
+
+
+def heard(capsys):
+    said = capsys.readouterr()
+    return " ".join(said.out.split()), " ".join(said.err.split())
+
+
+def largest(folder):
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_taken(work, whole, capsys):
+    """One bit of a stored weight, and a file cut short: Orbax reads the first without a word."""
+    folder = until(work, whole, "damaged", 2)
+    file = largest(folder / "checkpoints/2/rest")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    file = largest(folder / "checkpoints/1/actor")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert run(work, "damaged", 3, "--resume=auto", *QUICK) == 0
+    said, _ = heard(capsys)
+    assert "checkpoint 2 is damaged" in said and "checkpoint 1 is damaged" in said
+    assert "going on from step 0" in said and "resumed at step 0" in said
+    assert (folder / "checkpoints/damaged-2").is_dir()
+    same(folder, whole)
+    steps = [record["step"] for record in lines(folder / "metrics.jsonl") if record["phase"] == "train"]
+    assert steps == [0, 1, 2], "records of what was taken back stand beside those that replace them"
+
+
+def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, capsys):
+    """A run that quietly begins again at step 0 takes the place of one of a week."""
+    folder = until(work, whole, "lost", 1)
+    for step in (0, 1):
+        file = folder / f"checkpoints/{step}/meta/metadata"
+        file.write_text(file.read_text().replace('"seconds"', '"hours"'))
+    assert run(work, "lost", 3, "--resume=auto", *QUICK) == 2
+    _, said = heard(capsys)
+    assert "no checkpoint in" in said and "step 1: meta is not what was written" in said and "start anew with" in said
+    assert (folder / "checkpoints/1").is_dir() and not (folder / "summary.json").exists()
+
+
+def test_storage_that_cannot_be_reached_is_not_damage(work, whole, monkeypatch):
+    """Taken for damage, a minute without a network costs the newest checkpoint."""
+    folder = until(work, whole, "away", 2)
+
+    reason = checkpoint._reason
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_reason", lambda error: reason(PermissionError("PERMISSION_DENIED: no access")))
+        file = folder / "checkpoints/2/meta/metadata"
+        text = file.read_text()
+        file.write_text(text[:-5])
+        with pytest.raises(PermissionError):
+            run(work, "away", 3, "--resume=auto", *QUICK)
+        file.write_text(text)
+    assert not list((folder / "checkpoints").glob("damaged-*"))
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing_before(work, whole, capsys, monkeypatch):
+    """A save that fails in the background, of which nobody hears until the run is over."""
+    folder, step = until(work, whole, "full", 1), Iteration.__call__
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(self, state, number):
+        found = step(self, state, number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))  # a stand-in for a disk without room
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Iteration, "__call__", filling)
+        try:
+            assert run(work, "full", 3, "--resume", *QUICK) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    _, said = heard(capsys)
+    assert "a checkpoint could not be written" in said and "the run can go on from step 1 with --resume" in said
+    assert run(work, "full", 3, "--resume", *QUICK) == 0
+    same(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, notice.PREEMPTED), (signal.SIGINT, notice.INTERRUPTED)]
+)
+def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys, monkeypatch, number, status):
+    """A preemption's notice that ends the run as a crash would; or that the launchers take for one that is done."""
+    folder, step = until(work, whole, f"asked-{number}", 0), Iteration.__call__
+
+    def asked(self, state, index):
+        os.kill(os.getpid(), number)
+        return step(self, state, index)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(Iteration, "__call__", asked)
+        assert run(work, folder.name, 3, "--resume", "--config.checkpoint.every=0", *QUICK) == status
+    _, said = heard(capsys)
+    assert "saved after step 1 of 3; go on with --resume=auto" in said
+    assert signal.getsignal(number) == before, "the handler outlives the run"
+    assert run(work, folder.name, 3, "--resume=auto", *QUICK) == 0
+    same(folder, whole)
+
+
+def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, capsys, monkeypatch):
+    """A score that was never given and is trained on: as 0, as the last one, as whatever the reply begins with."""
+
+    def asking(self, index, responses):  # nothing that these weights babble is an answer
+        return self.p.scorer.submit(["How?"] * 3, ["So.", "Thus.", "In this way."]), [(0, 0), (0, 1), (1, 0)]
+
+    monkeypatch.setattr(Iteration, "_ask_reward_model", asking)
+    http = ["--config.reward_model.kind=http", "--config.reward_model.retries=0"]
+
+    def ended(folder, *faults, delay=0.0, more=()):
+        with _Server(*faults, delay=delay) as server:
+            target = f"--config.reward_model.target={server.url}"
+            return run(work, folder, 2, "--resume=auto", *QUICK, *http, target, *more)
+
+    assert ended("served") == 0
+    garbage, count = reply(200, b"I am fine"), reply(200, b'{"scores": [1]}')
+    for fault, says in ((garbage, "not JSON"), (count, "1 scores for 3 rows"), (reply(500, b""), "status 500")):
+        assert ended("faulty", fault) == 2
+        assert says in heard(capsys)[1]
+    assert ended("faulty", delay=0.5, more=["--config.reward_model.timeout_s=0.1"]) == 2
+    assert "timed out" in heard(capsys)[1]
+    assert ended("faulty") == 0
+    same(work / "faulty", work / "served", step=2)
+    # A row that it cannot score is no fault: it is counted, and not trained on.
+    assert ended("null", *[reply(200, b'{"scores": [null, 1, NaN]}')] * 2) == 0
+    steps = [record for record in lines(work / "null/metrics.jsonl") if record["phase"] == "train"]
+    assert len(steps) == 2 and all(np.isfinite(step["actor/pg_loss"]) for step in steps)
+
+
+def poisoned(monkeypatch, first):
+    """From step ``first`` on an advantage is NaN."""
+    make = iteration.Steps
+
+    class Poisoned(make):
+        calls = 0
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            assemble = self.assemble
+
+            def poison(*known):
+                batch, *rest = assemble(*known)
+                Poisoned.calls += 1
+                if Poisoned.calls > first:
+                    batch = batch.replace(advantage=batch.advantage.at[0, 0, 0].set(np.nan))
+                return batch, *rest
+
+            self.assemble = poison
+
+    monkeypatch.setattr(iteration, "Steps", Poisoned)
+
+
+def test_a_loss_that_is_no_number_moves_nothing_and_stops_the_run(work, whole, capsys, monkeypatch):
+    """One NaN in Adam's moments makes every weight one; a run that goes on without learning looks as if it did."""
+    with monkeypatch.context() as patched:
+        poisoned(patched, first=1)
+        assert run(work, "nan", 9, *QUICK, "--config.algorithm.ema_decay=0") == 2
+    said, error = heard(capsys)
+    assert "step 1: a loss or gradient was no finite number, its update is left out" in said
+    assert "in 3 steps in a row" in error and "(guards.skipped=3)" in error and "the state is saved" in error
+    assert not (work / "nan/checkpoints/5").exists()
+    before, after = saved(work / "nan", 1), saved(work / "nan", 4)
+    for path in before:
+        if "['actor" in path:  # weights and moments
+            assert np.array_equal(before[path], after[path]), path
+    with np.load(work / "nan/left_out/step-1.npz") as batch:
+        assert np.isnan(batch["advantage"]).sum() == 1 and batch["tokens"].shape == batch["sampled"].shape
+    step = next(r for r in lines(work / "nan/metrics.jsonl") if r["phase"] == "train" and r["step"] == 1)
+    assert step["actor/skipped"] == 1 and step["actor/pg_loss"] is None and step["critic/skipped"] == 0
+    alarm = lines(work / "nan/alarms.jsonl")[-1]
+    assert alarm["alarm"] == "skipped" and alarm["step"] == 3
+    # What is said to help: the run goes on, and the next batch is learned from.
+    assert run(work, "nan", 5, "--resume", "--config.guards.stop=", *QUICK, "--config.algorithm.ema_decay=0") == 0
+    moved = saved(work / "nan", 5)
+    assert any(not np.array_equal(moved[path], after[path]) for path in moved if path.startswith("['actor']"))
+
+
+@pytest.mark.parametrize("truncated", ["terminal", "mask"])
+def test_a_batch_without_spread_or_ends_moves_nothing(work, capsys, truncated):
+    """Every response cut off, every reward the same: whitened, the rounding that is left becomes an advantage of 1. And
+    where such responses are masked, there is nothing to divide by."""
+    alone = ["--config.algorithm.advantage=grpo", "--config.algorithm.kl_in_reward=0", "--config.algorithm.ema_decay=0"]
+    alone += ["--config.algorithm.kl_controller=fixed", "--config.optimizer.weight_decay=0", "--config.guards.window=2"]
+    alone += ["--config.algorithm.kl_loss=0", f"--config.algorithm.truncated={truncated}"]
+    alone += [f"--config.rollout.{name}=2" for name in ("max_new_tokens", "bucket", "cache")]
+    folder = work / f"flat-{truncated}"
+    assert run(work, folder.name, 2, *QUICK, *alone) == 0
+    steps = [record for record in lines(folder / "metrics.jsonl") if record["phase"] == "train"]
+    assert all(step["reward/equal_groups"] == 1 and step["response_length/clip_ratio"] == 1 for step in steps)
+    assert all(step["actor/grad_norm"] == 0 and step["actor/skipped"] == 0 for step in steps)
+    before, after = saved(folder, 0), saved(folder, 2)
+    assert all(np.array_equal(before[path], after[path]) for path in before if path.startswith("['actor']"))
+    said, _ = heard(capsys)
+    assert "alarm at step 1: truncated: 100% of the responses are cut off" in said
+    assert "alarm at step 1: flat: the rollouts of 100% of the prompts all earn the same" in said
+    assert json.loads((folder / "summary.json").read_text())["alarms"] == {"truncated": 1, "flat": 1}

@@ -1,0 +1,141 @@
+"""Alarms: what brings each of them on, when it is said, and what a resumed run remembers."""
+
+import json
+
+import pytest
+
+from alphaalign_jax import config as config_lib
+from alphaalign_jax.config.settings import Guards as Settings
+from alphaalign_jax.evaluation.outcome import Outcome
+from alphaalign_jax.rewards import hacking
+from alphaalign_jax.rewards.template import INSTRUCTION
+from alphaalign_jax.train.guards import Guards
+
+METRIC = {
+    "over_refusal": "safety/refusal_rate_benign",
+    "echo": "hacking/echo",
+    "empty": "hacking/empty_reasoning",
+    "tags": "hacking/repeated_tags",
+    "truncated": "response_length/clip_ratio",
+    "flat": "reward/equal_groups",
+}
+
+
+@pytest.mark.parametrize("name", METRIC)
+def test_an_alarm_comes_on_once_over_a_full_window(name):
+    """Said at every step, nobody reads it; judged on one step, it is said of a draw; never taken back, no news."""
+    guards = Guards(Settings(window=3, over_refusal=0.5, echo=0.5, empty=0.5, tags=0.5, truncated=0.5, flat=0.5))
+    step = lambda value: [(alarm.name, alarm.stops) for alarm in guards.step({METRIC[name]: value})]
+    assert [step(1.0), step(1.0)] == [[], []], "before the window is full"
+    assert step(0.4) == [(name, False)], "the mean of the window, not its last value"
+    assert step(1.0) == []
+    assert [step(0.0), step(0.0)] == [[], []]
+    assert [step(1.0), step(1.0)] == [[], [(name, False)]]
+    assert guards.state["count"] == {name: 2}
+
+
+def test_a_limit_of_zero_turns_an_alarm_off_and_stop_names_those_that_end():
+    off = Guards(Settings(window=1, over_refusal=0.0))
+    assert not off.step({METRIC["over_refusal"]: 1.0})
+    ends = Guards(Settings(window=1, stop=("tags",)))
+    assert [alarm.stops for alarm in ends.step({METRIC["tags"]: 1.0})] == [True]
+
+
+def test_the_kl_ceiling_does_not_wait_for_a_window():
+    """A policy that leaves the initial one does so in a few steps."""
+    guards = Guards(Settings(kl=0.5, stop=("kl",)))
+    assert not guards.step({"actor/kl": 0.5})
+    (alarm,) = guards.step({"actor/kl": 0.51})
+    assert alarm.stops and alarm.message == "kl: the policy is 0.51 nats a token from the initial one (guards.kl=0.5)"
+
+
+def test_length_is_compared_with_the_run_s_first_steps():
+    guards = Guards(Settings(window=2, length=2.0))
+    lengths = [40, 60, 80, 100, 110, 120]
+    found = [[alarm.name for alarm in guards.step({"response_length/mean": n})] for n in lengths]
+    assert found == [[], [], [], [], ["length"], []], "the first two have a mean of 50"
+
+
+def test_steps_with_a_skipped_update_are_counted_in_a_row():
+    guards = Guards(Settings(skipped=2))
+    found = [bool(guards.step({"actor/skipped": n, "critic/skipped": m})) for n, m in [(1, 0), (0, 0), (0, 2), (3, 0)]]
+    assert found == [False, False, False, True]
+
+
+def test_a_held_out_score_that_falls_while_the_reward_rises_is_an_alarm():
+    """Either alone is no sign of a hacked reward."""
+    guards = Guards(Settings(window=1, heldout=0.1))
+
+    def look(reward, score):
+        guards.step({"critic/score/mean": reward})
+        return [alarm.name for alarm in guards.evaluation(score)]
+
+    assert look(0.2, 0.5) == [] and look(0.1, 0.3) == [], "both fell"
+    assert look(0.4, 0.45) == [], "by less than the limit"
+    assert look(0.5, 0.39) == ["heldout"]
+    assert look(0.6, 0.6) == [] and look(0.7, 0.2) == ["heldout"], "a new best takes the alarm back"
+
+
+def test_what_a_guard_remembers_survives_a_checkpoint():
+    """Windows begun anew after each preemption never fill on spot chips."""
+    settings = Settings(window=3, over_refusal=0.5, length=2.0)
+    steps = [{METRIC["over_refusal"]: x, "response_length/mean": 10 * (i + 1)} for i, x in enumerate([1, 0, 1, 1, 0])]
+    whole, resumed = Guards(settings), Guards(settings)
+    for metrics in steps:
+        expected = whole.step(metrics)
+        resumed = Guards(settings, json.loads(json.dumps(resumed.state)))
+        assert resumed.step(metrics) == expected
+    assert resumed.state == whole.state and whole.state["count"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<safety_reasoning>It is safe to ask.</safety_reasoning>\n<answer>Two.</answer>", (False, False, False)),
+        ("<safety_reasoning> \n</safety_reasoning><answer>Two.</answer>", (False, True, False)),
+        ("<safety_reasoning>safe</safety_reasoning><answer>Two.</answer>", (False, True, False)),
+        ("<answer>Two.</answer>", (False, None, False)),
+        ("<answer>Two.</answer><answer>Two.</answer>", (False, None, True)),
+        (f"<safety_reasoning>{INSTRUCTION}</safety_reasoning><answer>Two.</answer>", (True, False, True)),
+        ("You should first  carefully\nevaluate the safety implications, it says.", (True, None, False)),
+        ("", (False, None, False)),
+    ],
+)
+def test_signs_of_a_hacked_format(text, expected):
+    found = hacking.signs(text)
+    assert (found.echo, found.empty, found.tags) == expected
+
+
+def test_the_score_cannot_be_bought_with_the_other_label():
+    """A mean of the two calls a policy that refuses everything half good."""
+
+    def outcome(harmful_answered, complied):
+        return Outcome(10, 10, harmful_answered, 10 - complied, complied, 20, 0, 0)
+
+    assert outcome(0, 0).score == 0 and outcome(10, 10).score == 0
+    assert outcome(2, 7).score == pytest.approx(0.7) and outcome(4, 9).score == pytest.approx(0.6)
+    assert Outcome(0, 10, 0, 0, 10, 10, 0, 0).score is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("guards.stop", "overrefusal", "no alarm 'overrefusal'; expected some of skipped, over_refusal, echo"),
+        ("guards.window", "0", "positive"),
+        ("guards.echo", "3", "from 0 to 1"),
+        ("guards.kl", "-1", "0 or more"),
+    ],
+)
+def test_mistaken_guards_are_named(key, value, words):
+    config = config_lib.defaults()
+    config.reward.helpfulness = "off"
+    config_lib.override(config, key, value)
+    with pytest.raises(ValueError, match=words):
+        config_lib.resolve(config)
+
+
+def test_a_kl_ceiling_needs_a_reference():
+    config = config_lib.defaults()
+    config.reward.helpfulness, config.algorithm.reference, config.guards.kl = "off", False, 0.5
+    with pytest.raises(ValueError, match="needs algorithm.reference=True"):
+        config_lib.resolve(config)
