@@ -43,15 +43,19 @@ for ((i = 0; i < count; i++)); do
   number[$!]=$i
 done
 echo "$count processes, logs in $logs"
+ended_asked=0
 while [ "${#number[@]}" -gt 0 ]; do
   status=0
   wait -n -p ended "${!number[@]}" || status=$?
   i=${number[$ended]}
   unset "number[$ended]"
-  if [ "$status" -ne 0 ]; then
+  if [ "$status" -eq 75 ]; then # asked to end, and saved: so are the others, each by itself
+    ended_asked=75
+  elif [ "$status" -ne 0 ]; then
     echo "process $i ended with $status; the others are ended too. Its log ends:" >&2
     tail -n 15 "$logs/$i.log" >&2
     exit "$status"
   fi
 done
 tail -n 15 "$logs/0.log"
+exit "$ended_asked"

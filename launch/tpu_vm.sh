@@ -138,13 +138,16 @@ log() {
   on "${nodes[0]}" 0 "cd alphaalign_jax && bash launch/host.sh --follow $1" | tee "$stage/seen"
 }
 
-follow() { # shows the first host's log until the run ends, with its status; 100 where the chips were taken away
+follow() { # shows the first host's log until the run ends, with its status; 100 where the chips were or will be taken away
   local status look lost=0 lines=$1
   while true; do
     show log "$lines" || true
     if [ -n "$dry" ]; then return 0; fi
     status=$(sed -n '$s/^the run ended with \([0-9]*\).*/\1/p' "$stage/seen")
-    case $status in 0 | 2) return "$status" ;; esac # done, or refused for its arguments
+    case $status in
+      0 | 2) return "$status" ;; # done, or refused for its arguments
+      75) return 100 ;;          # asked to end, and saved: the chips are about to go
+    esac
     # A host that is taken away ends the others before its end is known here.
     for look in 1 2 3 4 5 6 7 8; do
       if taken; then return 100; fi

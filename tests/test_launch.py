@@ -51,6 +51,12 @@ def test_the_process_that_failed_is_named_by_its_own_number(venv):
     assert run.returncode == 4 and "process 2 ended with 4" in run.stderr and "last" in run.stderr
 
 
+def test_processes_that_were_asked_to_end_are_let_save(venv):
+    """The first to be done would cut the others' checkpoint short; and who waits is not told to start again."""
+    run = processes(venv, "2", "if [ $ALPHAALIGN_PROCESS = 0 ]; then sleep 1; echo saved; fi; exit 75")
+    assert run.returncode == 75 and "saved" in run.stdout, run.stderr
+
+
 def test_a_dry_run_starts_nothing(venv):
     run = processes(venv, "--dry-run", "2", "train", "--config.name=a b", PORT="1234")
     lines = run.stdout.splitlines()

@@ -122,6 +122,16 @@ def test_tpu_vm_goes_on_after_a_preemption(world):
     assert world.verbs() == "csafd" + "cd" + "csafd"
 
 
+def test_tpu_vm_asks_again_where_the_run_was_asked_to_end(world):
+    """Its status says so before the chips are gone: taken for an error, the run would end there."""
+    world.answers = {
+        "describe": [GONE, ACTIVE, GONE, ACTIVE, GONE],
+        "--follow": [(0, "the run ended with 75"), DONE],
+    }
+    status, _, error = world.run("tpu_vm")
+    assert (status, world.verbs()) == (0, "csafd" + "csafd"), error
+
+
 def test_tpu_vm_follows_again_after_a_cut_line(world):
     world.answers = {"describe": [GONE, ACTIVE], "--follow": [(0, "step 1"), (255, ""), DONE], "delete": [(0, "")]}
     world.answers["describe"] += [ACTIVE] * 16 + [GONE]
@@ -232,7 +242,13 @@ def test_gke_runs_until_the_workload_ends(world):
     status, out, error = world.run("gke")
     assert status == 0 and "step 1" in out and "step 2" in out, error
     made = next(call for call in world.calls() if "create" in call)
-    assert {"--max-restarts=50", "--restart-on-exit-codes=1", "--tpu-type=v5litepod-64", "--num-slices=1"} <= {*made}
+    assert {
+        "--max-restarts=50",
+        "--restart-on-exit-codes=1,75",
+        "--termination-grace-period-seconds=300",
+        "--tpu-type=v5litepod-64",
+        "--num-slices=1",
+    } <= {*made}
     assert made[-1].startswith("--command=bash launch/host.sh train ") and made[-1].endswith("--resume=auto")
     assert world.calls()[-1][:3] == ["xpk", "workload", "delete"] and not left_behind(world)
 
