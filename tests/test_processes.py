@@ -16,7 +16,7 @@ import safetensors.numpy
 import test_mesh
 
 from alphaalign_jax.cli import main
-from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel import notice, processes
 
 TESTS = pathlib.Path(__file__).parent
 MESH = "fsdp 4 x tensor 2"
@@ -142,7 +142,8 @@ def records(folder, name):
 
 def test_a_run_over_processes_is_the_run_of_one(tmp_path):
     """From warm-up to export and on from its checkpoint: a host that saves what another holds, writes over its records
-    or waits for it for ever. When one dies, the other ends too, which it would not at its next collective."""
+    or waits for it for ever. Asked to end, all save one checkpoint, from which one process goes on. When one dies, the
+    other ends too, which it would not at its next collective."""
     command = ["-m", "alphaalign_jax.cli", *train(tmp_path, "two")]
     with cluster(2, 4, *command, "--config.steps=1") as workers:
         said = finish(workers)
@@ -152,10 +153,22 @@ def test_a_run_over_processes_is_the_run_of_one(tmp_path):
     first = safetensors.numpy.load_file(tmp_path / "two/export/model.safetensors")
     second = safetensors.numpy.load_file(tmp_path / "one/export/model.safetensors")
     assert first.keys() == second.keys() and any(np.abs(first[key] - second[key]).max() > 0 for key in first)
-    with cluster(2, 4, *command, "--resume", "--config.steps=1000") as workers:
-        while not [r for r in records(tmp_path, "two") if r["phase"] == "train" and r["step"] == 1]:
+
+    def reached(workers, step):
+        while not [r for r in records(tmp_path, "two") if r["phase"] == "train" and r["step"] >= step]:
             assert all(worker.poll() is None for worker in workers), workers[0].communicate()[0][-3000:]
             time.sleep(0.5)
+
+    with cluster(2, 4, *command, "--resume", "--config.steps=1000") as workers:
+        reached(workers, 1)
+        workers[1].send_signal(signal.SIGTERM)  # one host hears of it, both end
+        for worker in workers:
+            said, _ = worker.communicate(timeout=120)
+            assert worker.returncode == notice.PREEMPTED and "saved after step" in said, said
+    last = max(r["step"] for r in records(tmp_path, "two") if r["phase"] == "train")
+    assert main(train(tmp_path, "two", "--resume", f"--config.steps={last + 2}")) == 0
+    with cluster(2, 4, *command, "--resume", "--config.steps=1000") as workers:
+        reached(workers, last + 2)
         workers[1].send_signal(signal.SIGKILL)
         said, _ = workers[0].communicate(timeout=120)
         assert workers[0].returncode != 0 and "process 0 ends here" in said, said
