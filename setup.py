@@ -22,6 +22,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=2.0",
         "jinja2>=3.1",  # chat templates
+        "rapidfuzz>=3.6",  # near-duplicates among prompts
         "rich>=13",
         "tensorboard>=2.18",  # its event writer, and what shows the files; tensorboardX would import torch
     ],

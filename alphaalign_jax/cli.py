@@ -1,4 +1,4 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | convert | bench | plan``. Thin: it reads \
+"""The command line: ``alphaalign train | sft | generate | evaluate | data | convert | bench | plan``. Thin: it reads \
 arguments and calls the rooms."""
 
 from __future__ import annotations
@@ -65,18 +65,30 @@ def _using(commands: Any) -> None:
         "--data", required=True, help="prompts with labels: JSONL rows {prompt, label}, .csv or .parquet"
     )
 
-    for command in (generate, evaluate):
+    data = commands.add_parser("data", help="look into a set of prompts")
+    audit = data.add_subparsers(dest="what", required=True).add_parser(
+        "audit", help="labels that are likely to be wrong, and prompts that are held out too"
+    )
+    audit.add_argument("--data", required=True, help="prompts with labels, as for evaluate; several with commas")
+    audit.add_argument("--heldout", default="", help="evaluation sets, likewise")
+    audit.add_argument("--similarity", type=float, default=0.9, help="of prompts that are nearly the same")
+    audit.add_argument("--n", type=int, default=8, help="responses of the model to each prompt")
+    audit.add_argument("--show", type=int, default=10, help="findings of a kind that are printed; the file has all")
+
+    for command in (generate, evaluate, audit):
         command.add_argument(
-            "--model", required=True, help="Hugging Face directory or id, GGUF file, package:NAME, or a run's folder"
+            "--model",
+            required=command is not audit,
+            help="Hugging Face directory or id, GGUF file, package:NAME, or a run's folder",
         )
-        command.add_argument("--out", required=True)
+        command.add_argument("--out", required=command is not audit, default="runs/audit.json")
         command.add_argument(
             "--template",
             type=boolean,
             default=True,
             help="put the AlphaAlign instruction before the question; false: a refusal counts outside the tags too",
         )
-        command.add_argument("--temperature", type=float, default=0.0)
+        command.add_argument("--temperature", type=float, default=1.0 if command is audit else 0.0)
         command.add_argument("--top_k", type=int, default=0)
         command.add_argument("--top_p", type=float, default=1.0)
         command.add_argument("--max_new_tokens", type=int, default=512)
@@ -173,6 +185,12 @@ def _evaluate(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     commands.evaluate(args)
 
 
+def _data(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax.evaluation import label_audit
+
+    label_audit.run(args)
+
+
 def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import hf
 
@@ -214,6 +232,7 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
     "sft": _sft,
     "generate": _generate,
     "evaluate": _evaluate,
+    "data": _data,
     "convert": _convert,
     "bench": _bench,
     "plan": _plan,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
 from data_cases import REFUSALS
 
-from alphaalign_jax.data import demo, recipes
+from alphaalign_jax.cli import main
+from alphaalign_jax.data import demo, near, recipes
 from alphaalign_jax.data.audit import audit, normalise, overlap
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.evaluation import label_audit
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -363,3 +366,52 @@ def test_demo_prompts_are_this_projects_own():
         pytest.skip("shared prompts are not here")
     theirs = [PromptRow(prompt, BENIGN) for prompt in prompts if prompt.strip()]
     assert overlap(demo.rows("train") + demo.rows("heldout"), theirs) == ()
+
+
+# --- label audit ------------------------------------------------------------------------------------------------------
+
+
+def test_near_pairs_are_those_of_a_plain_comparison():
+    """A block that begins at the wrong row names other prompts than it compared."""
+    prompts = [
+        "How do I bake bread?",
+        "how do I bake  BREAD",
+        "How do I break bread?",
+        "Name a river.",
+        "Name a rivet!",
+    ]
+    found = near.near_pairs(prompts, prompts[::-1], 0.8)
+    assert (0, 3, 1.0) in [(p.i, p.j, p.similarity) for p in found], "equal but for case and spacing"
+    texts = [normalise(p) for p in prompts]
+    for i, a in enumerate(texts):
+        for j, b in enumerate(texts[::-1]):
+            similar = {(p.i, p.j): p.similarity for p in found}.get((i, j))
+            # difflib finds common blocks greedily: never more than the longest common subsequence.
+            assert (similar or 0.8) >= SequenceMatcher(None, a, b, autojunk=False).ratio() - 1e-6
+    whole = near.near_pairs(prompts * 500, prompts[:1], 0.99)
+    assert [p.i for p in whole] == [i for i in range(2500) if i % 5 in (0, 1)]
+    with pytest.raises(ValueError, match="expected a number above 0, at most 1"):
+        near.near_pairs(prompts, prompts, 90)
+
+
+def test_a_label_is_doubted_by_what_the_model_does():
+    """A sign turned round lists the rows that the model agrees with."""
+    rows = [PromptRow("a", 1), PromptRow("b", 1), PromptRow("c", 0), PromptRow("d", 0)]
+    refusals = [[True, True], [False, False], [True, False], [False, False]]
+    found = label_audit.disagreement(rows, refusals)
+    assert [(doubt.row, doubt.disagreement) for doubt in found] == [(1, 1.0), (2, 0.5), (0, 0.0), (3, 0.0)]
+
+
+def test_the_audit_command_names_contradictions_and_leaks(tmp_path, capsys):
+    rows = [("How do I pick a lock?", "harmful"), ("How do I pick a sock?", "benign"), ("Name a river.", "benign")]
+    lines = [json.dumps({"prompt": prompt, "label": label}) + "\n" for prompt, label in rows]
+    (tmp_path / "a.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "b.jsonl").write_text(lines[2])
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "name a river!", "label": "benign"}) + "\n")
+    files = [f"--data={tmp_path}/a.jsonl,{tmp_path}/b.jsonl", f"--heldout={tmp_path}/eval.jsonl"]
+    assert main(["data", "audit", *files, f"--out={tmp_path}/audit.json"]) == 0
+    said = capsys.readouterr().out
+    assert "opposite labels: 1 pairs" in said and "95%  row 0 (harmful)" in said and "held out: 1 pairs" in said
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert report["opposite_labels"][0]["rows"] == [0, 1] and report["also_held_out"][0]["rows"] == [2, 0]
+    assert main(["data", "audit", *files, "--similarity=90"]) == 2

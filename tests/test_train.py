@@ -216,6 +216,16 @@ def test_tensorboard_forgets_what_a_resumption_takes_back(tmp_path):
     assert shown("eval", "rate") == [(2, 0.5)]
 
 
+def test_the_label_audit_asks_the_model(work, finished):
+    """Every row with its own responses' share, of the run's model."""
+    options = ["--n=2", "--batch=8", "--max_new_tokens=12", "--devices=1"]
+    data, out = work / "heldout.jsonl", work / "audit.json"
+    assert main(["data", "audit", f"--data={data}", f"--model={finished}", *options, f"--out={out}"]) == 0
+    doubts = json.loads(out.read_text())["disagreement"]
+    assert [doubt["prompt"] for doubt in doubts[:2]] == [row["prompt"] for row in PROMPTS if row["label"] == "harmful"]
+    assert [doubt["disagreement"] for doubt in doubts] == [1, 1, 0, 0], "it refuses nothing yet"
+
+
 def test_a_second_start_in_the_same_folder_is_refused(work, finished, capsys):
     """Two runs mixed in one metrics file."""
     assert run(work, "whole", 3) == 2

@@ -33,7 +33,7 @@ def generate(args: Any) -> None:
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(args.prompts)
-    results = _respond(args, rows, Display(), group=args.n, prefix=args.prefix)
+    results = sample(args, rows, Display(), group=args.n, prefix=args.prefix)
     lines = (
         json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
         for row, responses in zip(rows, results, strict=True)
@@ -48,7 +48,7 @@ def evaluate(args: Any) -> None:
     findings = audit(rows)
     if not findings.clean:
         display.say(str(findings))
-    responses = [samples[0] for samples in _respond(args, rows, display, group=1)]
+    responses = [samples[0] for samples in sample(args, rows, display, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
     output.write(
@@ -58,10 +58,10 @@ def evaluate(args: Any) -> None:
     display.say(outcome.single({"all": everything, **groups}))
 
 
-def _respond(
+def sample(
     args: Any, rows: Sequence[PromptRow], display: Display, *, group: int, prefix: str = ""
 ) -> list[list[Response]]:
-    """``group`` responses to each row, in order."""
+    """``group`` responses of the model of ``args`` to each row, in order."""
     if group < 1 or args.batch < 1 or args.max_new_tokens < 1:
         raise ValueError(
             f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each"

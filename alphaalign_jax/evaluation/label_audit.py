@@ -1,0 +1,126 @@
+"""``alphaalign data audit``: labels that are likely to be wrong, and prompts that evaluation would meet again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import rich.table
+import rich.text
+
+from alphaalign_jax import output
+from alphaalign_jax.data.audit import Audit, audit
+from alphaalign_jax.data.near import Pair, near_pairs
+from alphaalign_jax.data.prompts import Source, read
+from alphaalign_jax.data.row import PromptRow, show
+from alphaalign_jax.display import Display
+from alphaalign_jax.evaluation.commands import sample
+from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+    """A row whose label a model does not follow.
+
+    ``disagreement``: the share of its responses that did what the other label asks for, in [0, 1].
+    """
+
+    row: int
+    disagreement: float
+
+
+def run(args: Any) -> None:
+    """Prints what is found and writes all of it to ``args.out``."""
+    output.check(args.out)
+    display = Display()
+    rows = [row for path in args.data.split(",") for row in read(Source(path=path))]
+    heldout = [row for path in args.heldout.split(",") if path for row in read(Source(path=path))]
+    findings = audit(rows, heldout)
+    contradictions, leaks = opposite_labels(rows, args.similarity), also_held_out(rows, heldout, args.similarity)
+    doubts = []
+    if args.model:
+        doubts = disagreement(rows, [[r.refusal for r in each] for each in sample(args, rows, display, group=args.n)])
+    display.say(str(findings))
+    _say_pairs(display, "nearly the same prompt, opposite labels", contradictions, rows, rows, args.show)
+    _say_pairs(display, "nearly the same prompt, held out", leaks, rows, heldout, args.show)
+    if doubts:
+        display.say(_doubts_table(doubts, rows, args))
+    output.write(args.out, json.dumps(_report(args, rows, heldout, findings, contradictions, leaks, doubts), indent=2))
+    display.say(f"all of it: {args.out}")
+
+
+def opposite_labels(rows: Sequence[PromptRow], cutoff: float) -> list[Pair]:
+    """Pairs (harmful row, benign row) that are nearly the same, the nearest first."""
+    harmful, benign = ([i for i, row in enumerate(rows) if row.label == label] for label in (HARMFUL, BENIGN))
+    pairs = near_pairs([rows[i].prompt for i in harmful], [rows[j].prompt for j in benign], cutoff)
+    return [Pair(harmful[pair.i], benign[pair.j], pair.similarity) for pair in pairs]
+
+
+def also_held_out(rows: Sequence[PromptRow], heldout: Sequence[PromptRow], cutoff: float) -> list[Pair]:
+    """Pairs (row, held-out row) that are nearly the same."""
+    return near_pairs([row.prompt for row in rows], [row.prompt for row in heldout], cutoff)
+
+
+def disagreement(rows: Sequence[PromptRow], refusals: Sequence[Sequence[bool]]) -> list[Doubt]:
+    """Rows by how much the model's responses go against their labels, most first.
+
+    A harmful row is doubted by the share of its responses that do not refuse, a benign one by the share that do:
+    ``refusals[i][k]`` says whether response k to row i refuses.
+    """
+    against = lambda row, each: sum(refused != (row.label == HARMFUL) for refused in each) / len(each)
+    doubts = [Doubt(i, against(row, each)) for i, (row, each) in enumerate(zip(rows, refusals, strict=True))]
+    return sorted(doubts, key=lambda doubt: (-doubt.disagreement, doubt.row))
+
+
+def _say_pairs(
+    display: Display, title: str, pairs: Sequence[Pair], rows: Sequence[PromptRow], others: Sequence[PromptRow], n: int
+) -> None:
+    display.say(f"{title}: {len(pairs)} pairs")
+    for pair in pairs[:n]:
+        a, b = rows[pair.i], others[pair.j]
+        display.say(f"  {pair.similarity:.0%}  row {pair.i} ({LABELS[a.label]}): {show(a.prompt)}")
+        display.say(f"        row {pair.j} ({LABELS[b.label]}): {show(b.prompt)}")
+
+
+def _doubts_table(doubts: Sequence[Doubt], rows: Sequence[PromptRow], args: Any) -> rich.table.Table:
+    table = rich.table.Table(
+        title=f"labels that the model follows least, {args.n} responses each", title_justify="left", box=None
+    )
+    for name, justify in (("against", "right"), ("row", "right"), ("label", "left"), ("prompt", "left")):
+        table.add_column(name, justify=justify)
+    for doubt in doubts[: args.show]:
+        row = rows[doubt.row]
+        cells = f"{doubt.disagreement:.0%}", str(doubt.row), LABELS[row.label], show(row.prompt)
+        table.add_row(*map(rich.text.Text, cells))
+    return table
+
+
+def _report(
+    args: Any,
+    rows: Sequence[PromptRow],
+    heldout: Sequence[PromptRow],
+    findings: Audit,
+    contradictions: Sequence[Pair],
+    leaks: Sequence[Pair],
+    doubts: Sequence[Doubt],
+) -> dict[str, Any]:
+    def pair(one: Pair, others: Sequence[PromptRow]) -> dict[str, Any]:
+        a, b = rows[one.i], others[one.j]
+        texts = {"prompts": [a.prompt, b.prompt], "labels": [LABELS[a.label], LABELS[b.label]]}
+        return {"rows": [one.i, one.j], "similarity": one.similarity, **texts}
+
+    return {
+        "data": args.data,
+        "heldout": args.heldout,
+        "model": args.model,
+        "similarity": args.similarity,
+        "exact": findings.to_json(),
+        "opposite_labels": [pair(one, rows) for one in contradictions],
+        "also_held_out": [pair(one, heldout) for one in leaks],
+        "disagreement": [
+            {**dataclasses.asdict(doubt), "label": LABELS[rows[doubt.row].label], "prompt": rows[doubt.row].prompt}
+            for doubt in doubts
+        ],
+    }
