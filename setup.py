@@ -38,6 +38,8 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "pip-audit>=2.7",
             "gguf>=0.10",
             "accelerate",
             "pyyaml",

@@ -12,6 +12,7 @@ from typing import Any
 
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.text import printable
 
 USER_ERRORS = (ValueError, FileNotFoundError, ExpectedError)
 
@@ -257,7 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, USER_ERRORS) or os.environ.get("ALPHAALIGN_TRACEBACK"):
             processes.abandon(1, error)
             raise
-        print(f"alphaalign {args.command}: {error} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(
+            f"alphaalign {args.command}: {printable(str(error))} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr
+        )
         status = error.status if isinstance(error, ExpectedError) else 2
         processes.abandon(status)
         return status

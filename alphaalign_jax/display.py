@@ -11,8 +11,15 @@ import rich.box
 import rich.console
 import rich.progress
 import rich.table
+import rich.text
 
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.text import printable
+
+
+def cell(text: str) -> rich.text.Text:
+    """A table's cell with a text of others: no markup, no control characters."""
+    return rich.text.Text(printable(text))
 
 
 def figures_table(title: str, columns: Sequence[str], *, left: Sequence[str], caption: str) -> rich.table.Table:
@@ -35,7 +42,7 @@ class Display:
 
     def say(self, text: Any) -> None:
         """Prints a table, or text as it is: what looks like markup may be a quoted prompt."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text) if isinstance(text, str) else text, markup=False)
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:

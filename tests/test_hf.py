@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alphaalign_jax import hf
 from alphaalign_jax.hf import tables
+from alphaalign_jax.hf.safetensors_dir import SafetensorsDir
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 
@@ -378,3 +379,20 @@ def test_orbax_weights_of_another_model_are_refused(tmp_path):
         file.write_text(json.dumps(json.loads(file.read_text()) | said))
         with pytest.raises(ValueError, match=message):
             hf.load(tmp_path / "model", Network(ModelSpec.from_hf(config("llama", **said))), layout)
+
+
+def test_a_model_s_files_lead_nowhere_else(tmp_path):
+    """An index or a marker comes from anywhere: followed out of its folder, it reads what it should not see."""
+    outside = tmp_path / "secret.safetensors"
+    outside.write_bytes(b"")
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("../secret.safetensors", str(outside), "a/../../secret.safetensors", "..", ""):
+        (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+        with pytest.raises(ValueError, match="names of files beside it"):
+            SafetensorsDir(model)
+    for change in ({"steps": "../../other/checkpoints"}, {"item": "../rest"}, {"files": ["../secret.safetensors"]}):
+        marker = {"kind": "orbax_model", "head": "lm", "steps": "../checkpoints", "item": "actor", **change}
+        (model / "alphaalign.json").write_text(json.dumps(marker))
+        with pytest.raises(ValueError, match="which is not what alphaalign writes there"):
+            hf.load_config(model)

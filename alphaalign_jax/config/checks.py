@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from alphaalign_jax.config.settings import Config
@@ -61,6 +62,8 @@ def check(config: Config) -> None:
     for key in _FRACTIONS:
         if not 0 <= _get(config, key) <= 1:
             raise ValueError(f"config.{key}={_get(config, key)}: expected a number from 0 to 1")
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise ValueError(f"config.name={config.name!r}: expected letters, digits, '_', '-' and '.': it names a folder")
     share = config.data.harmful_fraction
     if share != -1 and not 0 <= share <= 1:
         raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")

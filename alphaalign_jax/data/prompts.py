@@ -166,7 +166,7 @@ def _read_parquet(source: Source) -> Iterator[Record]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{source.path}: row {number}", record
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{source.path}: not a readable parquet file ({error}); expected parquet") from error
 
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import rich.table
-import rich.text
 
 from alphaalign_jax import output
 from alphaalign_jax.data.audit import Audit, audit
 from alphaalign_jax.data.near import Pair, near_pairs
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow, show
-from alphaalign_jax.display import Display
+from alphaalign_jax.display import Display, cell
 from alphaalign_jax.evaluation.commands import sample
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
@@ -93,7 +92,7 @@ def _doubts_table(doubts: Sequence[Doubt], rows: Sequence[PromptRow], args: Any)
     for doubt in doubts[: args.show]:
         row = rows[doubt.row]
         cells = f"{doubt.disagreement:.0%}", str(doubt.row), LABELS[row.label], show(row.prompt)
-        table.add_row(*map(rich.text.Text, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 

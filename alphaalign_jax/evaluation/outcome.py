@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.table
-import rich.text
 
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.display import cell
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.types import BENIGN, HARMFUL
 
@@ -115,7 +115,7 @@ def _table(times: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> r
         out.add_column(f"{title}\n{times}".strip(), justify="right", no_wrap=True)
     for group, shares in measured[0].items():
         cells = [_percent([outcomes[group][key] for outcomes in measured]) for key in keys.values()]
-        out.add_row(rich.text.Text(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
+        out.add_row(cell(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
     return out
 
 

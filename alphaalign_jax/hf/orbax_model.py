@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
-from alphaalign_jax.hf.paths import is_step, kind, load_spec, marker
+from alphaalign_jax.hf.paths import RUN_STEPS, is_step, kind, load_spec, marker
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 
@@ -62,7 +62,7 @@ def describe_run(
         "kind": "orbax_model",
         "head": network.head,
         "dtype": "float32",
-        "steps": "../checkpoints",
+        "steps": RUN_STEPS,
         "item": item,
     }
     with staged(Path(run_dir) / "model", **marks) as out:

@@ -15,6 +15,7 @@ from alphaalign_jax.models import ModelSpec
 MARKER = buckets.MARKER  # written beside every model we save; says what it is and which files are ours
 _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model"]
 _STEP = re.compile(r"checkpoints/(\d+)/commit_success\.txt")  # in a bucket, what Orbax writes last
+RUN_STEPS = "../checkpoints"  # of a run, from the folder of its configs and tokenizer
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
@@ -61,20 +62,41 @@ def is_step(path: Path) -> bool:
 def marker(path: Path) -> dict[str, Any]:
     """What our own marker file says; empty without one."""
     file = configs_dir(path) / MARKER
-    return _json(file) if file.is_file() else {}
+    return _checked_marker(file, read_json(file)) if file.is_file() else {}
+
+
+def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:
+    """A marker comes with a model, from anywhere: what it says must not lead out of its folder."""
+    files = said.get("files", [])
+    fits = {
+        "kind": isinstance(said.get("kind"), str),
+        "head": isinstance(said.get("head", ""), str),
+        "files": isinstance(files, list) and all(is_plain_name(name) for name in files),
+        "steps": said.get("steps", RUN_STEPS) == RUN_STEPS,
+        "item": said.get("item", "actor") in ("actor", "average") and ("steps" not in said or "item" in said),
+    }
+    for key, fit in fits.items():
+        if not fit:
+            raise ValueError(f"{file}: {key!r} is {said.get(key)!r:.80}, which is not what alphaalign writes there")
+    return said
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether a name is one of a file in its folder, and cannot lead elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {*name} & {"/", "\\", "\0"}
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` as a dict; for a GGUF file, what its metadata says in those terms."""
     path = resolve(path)
-    return gguf.read_config(path) if kind(path) == "gguf" else _json(configs_dir(path) / "config.json")
+    return gguf.read_config(path) if kind(path) == "gguf" else read_json(configs_dir(path) / "config.json")
 
 
 def load_generation_config(path: str | Path) -> dict[str, Any]:
     """``generation_config.json`` as a dict; empty where there is none."""
     path = resolve(path)
     file = configs_dir(path) / "generation_config.json"
-    return _json(file) if kind(path) != "gguf" and file.is_file() else {}
+    return read_json(file) if kind(path) != "gguf" and file.is_file() else {}
 
 
 def load_spec(path: str | Path) -> ModelSpec:
@@ -98,13 +120,16 @@ def num_labels(config: dict[str, Any]) -> int:
     return int(config.get("num_labels") or 2)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file} does not exist; a model directory needs it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}; expected a JSON object")
+    return found
 
 
 def _in_directory(directory: Path, text: str) -> Path:

@@ -12,6 +12,7 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from alphaalign_jax.hf.paths import is_plain_name, read_json
 from alphaalign_jax.hf.tables import Index
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -79,7 +80,9 @@ def write_file(file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tens
 def _files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(map(is_plain_name, listed.values())):
+            raise ValueError(f"{index}: expected 'weight_map', from tensors to the names of files beside it")
         files = [directory / name for name in sorted(set(listed.values()))]
         for file in files:
             if not file.is_file():

@@ -26,8 +26,8 @@ def load_tokenizer(path: str | Path) -> Any:
     local = configs_dir(local)
     fast = transformers.PreTrainedTokenizerFast if (local / "tokenizer.json").is_file() else transformers.AutoTokenizer
     try:
-        tokenizer = fast.from_pretrained(local)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = fast.from_pretrained(local, trust_remote_code=False)
+    except Exception as error:  # the libraries raise many kinds for a file that is not theirs
         raise ValueError(f"model {path}: its tokenizer cannot be read from {local}: {error}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(

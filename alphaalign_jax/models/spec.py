@@ -7,7 +7,7 @@ field that is read over silently (``rope_theta``, ``rope_scaling``) gives a mode
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -90,6 +90,7 @@ class ModelSpec:
             raise ValueError(
                 f"config.json: model_type={family!r} is not implemented; implemented: {', '.join(FAMILIES)}"
             )
+        _check_types(config)
         _refuse_unsupported(config, family)
         need = _Required(config)
         theta, scaling = _rope(config)
@@ -171,6 +172,38 @@ class _Required:
         return value
 
 
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 2.0**63
+
+
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+        max_position_embeddings""".split(),
+        ("a positive whole number", _whole),
+    ),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta"), ("a positive number", _positive)),
+    **dict.fromkeys(
+        ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
+        ("true or false", lambda value: isinstance(value, bool)),
+    ),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), ("an object", lambda value: isinstance(value, dict))),
+    "layer_types": ("a list", lambda value: isinstance(value, list)),
+}
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    """Fields are what their names say, or null, which is as good as absent."""
+    for field, (expected, fits) in _TYPES.items():
+        value = config.get(field)
+        if value is not None and not fits(value):
+            raise ValueError(f"config.json: {field} is {value!r:.80}; expected {expected}")
+
+
 def _kv_heads_default(config: Mapping[str, Any], family: str) -> int:
     if family != "llama":  # transformers' own default there is a number, 8 or 32
         raise ValueError(f"config.json: field 'num_key_value_heads' is missing; {family} does not derive it from heads")
@@ -225,6 +258,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
     field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = dict(config.get(field) or {})
     theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+    if theta is not None and not _positive(theta):
+        raise ValueError(f"config.json: {field} rope_theta is {theta!r:.80}; expected a positive number")
     if theta is None:
         raise ValueError("config.json: field 'rope_theta' is missing; the model cannot be built without it")
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
@@ -240,6 +275,9 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
             f"config.json: {field} rope_type={kind!r} is not implemented; implemented: 'default', 'llama3'"
         )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for name, value in rope.items():
+        if name in names and not _positive(value):
+            raise ValueError(f"config.json: {field} {name} is {value!r:.80}; expected a positive number")
     missing, extra = [n for n in names if n not in rope], sorted(set(rope) - set(names))
     if missing or extra:
         raise ValueError(f"config.json: {field} rope_type 'llama3' lacks {missing} and has unknown {extra}")

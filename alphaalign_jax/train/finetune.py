@@ -79,20 +79,20 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
 def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
     """Prompts and responses of a JSONL file; ValueError with file and line for a row that is not a pair of texts."""
     rows, texts = [], []
-    with buckets.open_file(path, "r", encoding="utf-8", newline="\n") as file:
-        lines = file.read().split("\n")
+    with buckets.open_file(path, "rb") as file:
+        lines = file.read().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+            record: Any = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}:{number}: not JSON ({error.msg}); expected {{'prompt': ..., 'response': ...}}"
+                f"{path}:{number}: not UTF-8 JSON ({error}); expected {{'prompt': ..., 'response': ...}}"
             ) from None
         values = [record.get(key) for key in ("prompt", "response")] if isinstance(record, dict) else [None]
         if not all(isinstance(value, str) and value.strip() for value in values):
-            raise ValueError(f"{path}:{number}: {line[:80]}: expected a row with texts 'prompt' and 'response'")
+            raise ValueError(f"{path}:{number}: {line[:80]!r}: expected a row with texts 'prompt' and 'response'")
         rows.append(PromptRow(prompt=values[0], label=BENIGN, source=path.rpartition("/")[2]))
         texts.append(values[1])
     if not rows:

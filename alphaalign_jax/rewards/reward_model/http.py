@@ -31,6 +31,7 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
+from alphaalign_jax.text import printable
 
 log = logging.getLogger(__name__)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -82,6 +83,11 @@ def _checked_url(url: str) -> SplitResult:
         raise ValueError("HTTP reward model: url must look like http://host:port/path or https://host/path")
     if parts.username or parts.password:
         raise ValueError("HTTP reward model: no user or password in the url; name the token's variable with token_env")
+    if parts.query:  # it would stand in the run's config, checkpoints and summary
+        raise ValueError(
+            "HTTP reward model: no query in the url, which is written down with the run's config; a key belongs in "
+            "the variable that token_env names"
+        )
     return parts
 
 
@@ -166,7 +172,6 @@ class HttpRewardModel:
         self._token = _token(token_env)
         if self._token and self._url.scheme == "http" and self._url.hostname not in _LOOPBACK:
             log.warning("the reward model's bearer token travels unencrypted to %s; use https", self._url.hostname)
-        # Without the query, which may carry a key.
         self._name = f"reward model at {self._url.scheme}://{self._url.netloc}{self._url.path}"
         self._pool = ThreadPoolExecutor(max_workers=max_concurrency, thread_name_prefix="reward-http")
         self._closed = threading.Event()
@@ -223,7 +228,7 @@ class HttpRewardModel:
                 delay = min(limits.max_backoff, limits.backoff * 2.0**attempt) * random.uniform(0.5, 1.0)
                 delay = max(delay, asked)
                 count = f"{attempt + 1} of {limits.max_retries}"
-                log.warning("%s: %s; retry %s in %.1f s", self._name, reason, count, delay)
+                log.warning("%s: %s; retry %s in %.1f s", self._name, printable(reason), count, delay)
                 stop.wait(delay)
         raise RewardModelError(f"{self._name}: gave up after {limits.max_retries + 1} attempts; last: {reason}")
 
@@ -256,7 +261,7 @@ class HttpRewardModel:
         return http.client.HTTPConnection(host, port, timeout=timeout)
 
     def _target(self) -> str:
-        return (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+        return self._url.path or "/"
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}

@@ -1,0 +1,40 @@
+"""What others wrote reaches a terminal as text, whatever it is."""
+
+import io
+
+import rich.console
+
+from alphaalign_jax.cli import main
+from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.display import Display
+from alphaalign_jax.evaluation import outcome
+from alphaalign_jax.evaluation.respond import Response
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07 [bold red]<script>\u202e\x9b31m"
+
+
+def shown(*texts):
+    out = io.StringIO()
+    display = Display(rich.console.Console(file=out, force_terminal=True, width=200, color_system=None))
+    for text in texts:
+        display.say(text)
+    return out.getvalue()
+
+
+def test_text_and_tables_command_no_terminal():
+    """A response that clears the screen, renames the window, or turns what follows it around."""
+    response = Response("", [], [], "stop", False, False)
+    row = PromptRow("q", 0, source=HOSTILE)
+    table = outcome.single({name: found.to_json() for name, found in outcome.by_group([row], [response]).items()})
+    said = shown(HOSTILE, table)
+    assert not {*said} & {*"\x07\u202e\x9b"} and "\x1b[2J" not in said and "\x1b]0" not in said
+    assert said.count("\\x1b]0;owned\\x07 [bold red]<script>\\u202e") == 2, "nothing is lost either"
+
+
+def test_errors_command_no_terminal(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "How?", "label": "\\u001b[2J"}\n')
+    assert main(["data", "audit", f"--data={path}"]) == 2
+    assert main(["generate", "--model=x\x1b[2J", f"--prompts={path}", f"--out={tmp_path / 'o'}"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and said.count("\\x1b[2J") >= 2
