@@ -28,7 +28,8 @@ from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.parallel.notice import PREEMPTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Small enough that most of a life is not its start; it warms up, learns, looks at held-out prompts and averages.
+# Small enough that most of a life is not its start. It is warmed up too little to earn a reward; actor and critic are
+# updated, weights averaged and held-out prompts looked at all the same.
 SETTINGS = {
     "mesh.devices": 1,
     "warmup.epochs": 0.2,
@@ -190,11 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     found = soak(folder, args.steps, args.kills, args.minutes, args.seed, display)
     (folder / "soak.json").write_text(json.dumps(found, indent=2) + "\n")
-    table = figures_table("killed and resumed, against the same run in peace", ("", "found"), left=("",), caption="")
+    table = figures_table("soak", ("a run killed and resumed", "found"), left=("a run killed and resumed",), caption="")
     for name in ("steps", "kills", *KINDS, "resumes", "steps lost", "seconds"):
         value = found["by kind"].get(name, 0) if name in KINDS else found[name]
         table.add_row(f"  {name}" if name in KINDS else name, str(value))
-    table.add_row("equal to the clean run", "no: " + ", ".join(found["differs in"]) if found["differs in"] else "yes")
+    table.add_row("equal to the run in peace", "no: " + ", ".join(found["differs in"]) if found["differs in"] else "yes")
     display.say(table)
     return int(bool(found["differs in"]))
 
