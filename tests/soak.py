@@ -195,7 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("steps", "kills", *KINDS, "resumes", "steps lost", "seconds"):
         value = found["by kind"].get(name, 0) if name in KINDS else found[name]
         table.add_row(f"  {name}" if name in KINDS else name, str(value))
-    table.add_row("equal to the run in peace", "no: " + ", ".join(found["differs in"]) if found["differs in"] else "yes")
+    table.add_row(
+        "equal to the run in peace", "no: " + ", ".join(found["differs in"]) if found["differs in"] else "yes"
+    )
     display.say(table)
     return int(bool(found["differs in"]))
 

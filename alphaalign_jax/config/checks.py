@@ -67,22 +67,8 @@ def check(config: Config) -> None:
     share = config.data.harmful_fraction
     if share != -1 and not 0 <= share <= 1:
         raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")
+    _check_slices(config)
     r, a = config.rollout, config.algorithm
-    if r.prompts % a.minibatches:
-        raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
-    minibatch = r.prompts // a.minibatches
-    if a.micro_batch and minibatch % a.micro_batch:
-        raise ValueError(
-            f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}"
-        )
-    if a.micro_batch and a.micro_tokens:
-        raise ValueError(
-            f"algorithm.micro_batch={a.micro_batch} and micro_tokens={a.micro_tokens} both set a slice's size; set one"
-        )
-    if config.warmup.micro_batch and config.warmup.batch % config.warmup.micro_batch:
-        raise ValueError(
-            f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
-        )
     if not 0 <= a.ema_decay < 1:
         raise ValueError(f"algorithm.ema_decay={a.ema_decay}: expected a number from 0 to below 1; 0 is off")
     _check_algorithm(config)
@@ -118,6 +104,26 @@ def check(config: Config) -> None:
         raise ValueError(
             "reward.helpfulness='normalised' compares rollouts of one prompt: rollout.group=1 must be at least 2, or "
             "reward.helpfulness 'raw' or 'off'"
+        )
+
+
+def _check_slices(config: Config) -> None:
+    """Batches divide into mini-batches, and those into slices of a gradient."""
+    r, a = config.rollout, config.algorithm
+    if r.prompts % a.minibatches:
+        raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
+    minibatch = r.prompts // a.minibatches
+    if a.micro_batch and minibatch % a.micro_batch:
+        raise ValueError(
+            f"a mini-batch of {minibatch} prompts does not divide into algorithm.micro_batch={a.micro_batch}"
+        )
+    if a.micro_batch and a.micro_tokens:
+        raise ValueError(
+            f"algorithm.micro_batch={a.micro_batch} and micro_tokens={a.micro_tokens} both set a slice's size; set one"
+        )
+    if config.warmup.micro_batch and config.warmup.batch % config.warmup.micro_batch:
+        raise ValueError(
+            f"warmup.batch={config.warmup.batch} does not divide into warmup.micro_batch={config.warmup.micro_batch}"
         )
 
 
