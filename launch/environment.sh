@@ -26,7 +26,7 @@ install() { # install EXTRA...: the project with these extras
     suitable "$PYTHON" || { echo "Python 3.11 to 3.13 is needed, $PYTHON is $("$PYTHON" --version 2>&1); set PYTHON" >&2 && exit 1; }
     "$PYTHON" -m venv "$VENV"
   fi
-  if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ] || [ launch/constraints.txt -nt "$stamp" ]; then
+  if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ] || [ "$CONSTRAINTS" -nt "$stamp" ]; then
     echo "installing into $VENV"
     local pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
     "${pip[@]}" --upgrade pip

@@ -1,6 +1,8 @@
 """Which checkpoints are kept, when one is put off, and what their digests see."""
 
 import dataclasses
+import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alphaalign_jax.config import Checkpoint
 from alphaalign_jax.train import checkpoint
-from alphaalign_jax.train.checkpoint import Checkpoints, Progress
+from alphaalign_jax.train.checkpoint import CheckpointError, Checkpoints, Progress
 from alphaalign_jax.train.digest import digests
 from alphaalign_jax.types import TrainState
 
@@ -57,6 +59,24 @@ def test_a_save_that_is_due_waits_for_the_writer_and_the_step_does_not(tmp_path,
     assert kept.save(state(3), progress())
     kept.wait()
     assert kept.steps() == [3, 2]
+    kept.close()
+
+
+def test_a_write_that_fails_in_the_background_is_heard_of_at_the_next_step(tmp_path):
+    """Heard of at the next save, it is of fifty steps ago; and the one before it, which is whole, is called gone."""
+    kept = Checkpoints(tmp_path / "checkpoints", Checkpoint(keep=1))
+    assert kept.save(state(1), progress(), wait=True)
+    kept.wait()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="the run can go on from step 1 with --resume"):
+            kept.save(state(2), progress())
+            while kept._manager.is_saving_in_progress():
+                time.sleep(0.01)
+            kept.check_written()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     kept.close()
 
 

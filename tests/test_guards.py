@@ -62,6 +62,16 @@ def test_steps_with_a_skipped_update_are_counted_in_a_row():
     assert found == [False, False, False, True]
 
 
+def test_an_alarm_that_ended_a_run_ends_it_again():
+    """Remembered as said, it is passed over when the same command is started again: a run that learns nothing."""
+    settings = Settings(skipped=2)
+    first = Guards(settings)
+    assert [len(first.step({"actor/skipped": 1})) for _ in range(2)] == [0, 1]
+    assert [alarm.stops for alarm in Guards(settings, first.state).step({"actor/skipped": 1})] == [True]
+    regardless = Guards(Settings(skipped=2, stop=()), first.state)
+    assert not any(alarm.stops for _ in range(5) for alarm in regardless.step({"actor/skipped": 1}))
+
+
 def test_a_held_out_score_that_falls_while_the_reward_rises_is_an_alarm():
     """Either alone is no sign of a hacked reward."""
     guards = Guards(Settings(window=1, heldout=0.1))
@@ -124,6 +134,8 @@ def test_the_score_cannot_be_bought_with_the_other_label():
         ("guards.window", "0", "positive"),
         ("guards.echo", "3", "from 0 to 1"),
         ("guards.kl", "-1", "0 or more"),
+        ("guards.stop", "kl", "guards.kl=0 turns that alarm off"),
+        ("guards.stop", "heldout", "needs eval.every"),
     ],
 )
 def test_mistaken_guards_are_named(key, value, words):

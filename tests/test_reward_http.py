@@ -97,6 +97,23 @@ def hang_up(handler, _body):
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
+def echo(handler, _body):
+    """As broken proxies do: the request's headers where the status line belongs."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(f"Authorization: {handler.headers['Authorization']}\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize("fault", [echo, lambda h, b: scores(h.headers["Authorization"])(h, b)])
+def test_a_token_that_is_echoed_is_in_no_message(monkeypatch, caplog, fault):
+    """In the log of every run behind that proxy, in clear."""
+    monkeypatch.setenv("SECRET", "s3cret-token")
+    with _Server(*[fault] * 9) as server:
+        with pytest.raises(RewardModelError) as raised:
+            quick(server.url, token_env="SECRET").score(["q"], ["a"])
+    assert "s3cret" not in caplog.text + str(raised.value) and "***" in caplog.text + str(raised.value)
+    assert raised.value.__cause__ is None or "s3cret" not in str(raised.value.__cause__)
+
+
 def quick(url, **options):
     return build("http", **{"url": url, "backoff": 0.001, "read_timeout": 5.0, "max_retries": 2, **options})
 

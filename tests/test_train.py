@@ -49,6 +49,7 @@ def test_a_run_leaves_what_it_promises(finished):
         and summary["versions"]["jax"]
         and summary["command"].startswith("alphaalign train --config=")
     )
+    assert summary["best"] == {"step": 1, "score": 0.0}, "the first of equals, of the prompts that all looks take"
     metrics = lines(finished / "metrics.jsonl")
     steps = [record for record in metrics if record["phase"] == "train"]
     assert [record["step"] for record in steps] == [0, 1, 2]
@@ -199,7 +200,7 @@ def test_tensorboard_forgets_what_a_resumption_takes_back(tmp_path):
 
     for resume_step, steps in ((None, (0, 1, 2)), (2, (2,))):
         records = Records(tmp_path)
-        records.begin(resume_step)
+        records.begin(resume_step, evaluated=2)
         for step in steps:
             records.metrics("train", step, {"loss": float(10 * step + len(steps))})
         if resume_step is None:

@@ -134,6 +134,10 @@ def _check_guards(config: Config) -> None:
             raise ValueError(
                 f"guards.stop={config.guards.stop}: no alarm {name!r}; expected some of {', '.join(names)}"
             )
+        if not getattr(config.guards, name):
+            raise ValueError(f"guards.stop={config.guards.stop}: guards.{name}=0 turns that alarm off; set its limit")
+    if "heldout" in config.guards.stop and not config.eval.every:
+        raise ValueError(f"guards.stop={config.guards.stop}: 'heldout' needs eval.every, which is 0")
     if config.guards.kl and not config.algorithm.reference:
         raise ValueError(f"guards.kl={config.guards.kl:g} needs algorithm.reference=True: without, no KL is known")
 

@@ -177,7 +177,7 @@ class Evaluation:
 
 @_section
 class Checkpoint:
-    # Steps; 0: only at the end. A save waits until the one before it is written, a step does not.
+    # Steps; 0: only at the end. One that is due waits until the one before it is written, and no step waits for it.
     every: int = 0
     keep: int = 2  # the newest so many
     keep_every: int = 0  # and those of every so many steps, which are saved whatever it takes; 0: none
@@ -193,11 +193,11 @@ class Guards:
     # Names of alarms that end the run, with its state saved; the others are said, counted, and written down. Names are
     # those below, and heldout.
     stop: tuple = ("skipped",)
-    # Optimizer steps in a row that were left out: their loss or gradient was no finite number.
+    # Steps in a row in which an optimizer step was left out: its loss or gradient was no finite number.
     skipped: int = 3
     over_refusal: float = 0.9  # share of the responses to benign prompts that refuse
     echo: float = 0.3  # share of responses that repeat the template's instruction
-    empty: float = 0.3  # share of those in format whose reasoning has fewer than two words
+    empty: float = 0.3  # share of the reasoning blocks that have fewer than two words
     tags: float = 0.3  # share of responses with more than one block of a kind
     length: float = 3.0  # mean response length over that of the run's first steps
     truncated: float = 0.9  # share of responses without an end

@@ -33,6 +33,8 @@ class Doubt:
 def run(args: Any) -> None:
     """Prints what is found and writes all of it to ``args.out``."""
     output.check(args.out)
+    if args.model and args.n > 1 and not args.temperature:
+        raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     display = Display()
     rows = [row for path in args.data.split(",") for row in read(Source(path=path))]
     heldout = [row for path in args.heldout.split(",") if path for row in read(Source(path=path))]

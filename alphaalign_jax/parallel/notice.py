@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+import numpy as np
 
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
@@ -29,8 +29,7 @@ class Ended(ExpectedError):
 class Notice:
     """Knows, while it is entered, whether this run was asked to end. A second request ends it at once.
 
-    In a cluster JAX passes a SIGTERM of any host on to all, and names a step at which all of them see it; Ctrl-C and
-    the time outside of steps are then none of ours.
+    In a cluster a request to any process is one to all: they tell each other after every step, and only then.
     """
 
     def __init__(self) -> None:
@@ -38,8 +37,9 @@ class Notice:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Notice:
-        alone = not jax.distributed.is_initialized()
-        if alone and threading.current_thread() is threading.main_thread():
+        # JAX has a handler of its own for clusters, of C++ and unseen here. It names a step by its number, counted from
+        # 0 in every life: a resumed run, which is past that, would never come to it.
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 # What somebody has set already stays: a shell's background job, for one, is to pass over Ctrl-C.
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -49,16 +49,15 @@ class Notice:
     def __exit__(self, *exc: object) -> None:
         self._restore()
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and end after so many steps: the same on all processes, which all ask after every step."""
-        if jax.distributed.is_initialized():
-            if multihost_utils.reached_preemption_sync_point(step):
-                self._signal = signal.SIGTERM
+    def reached(self) -> bool:
+        """Whether to save and end: the same on all processes, which all ask after every step."""
+        everyone = processes.gather_rows(np.asarray(self._signal or 0, np.int32))
+        self._signal = int(everyone.max()) or None
         return self._signal is not None
 
     def check(self, what: str) -> None:
-        """Raises Ended between steps, where there is nothing to save."""
-        if self._signal is not None:
+        """Raises Ended between steps, where there is nothing to save; not in a cluster, whose others would wait."""
+        if self._signal is not None and jax.process_count() == 1:
             raise self.ended(what)
 
     def ended(self, what: str) -> Ended:

@@ -81,9 +81,8 @@ class _Kept(PreservationPolicy):
         return [s in newest or s == self.best or bool(self.every and s and s % self.every == 0) for s in steps]
 
 
-def _arrays_handler() -> ocp.StandardCheckpointHandler:
-    """Returns what goes wrong in reading: raised, it would leave other processes waiting for this one."""
-    handler = ocp.StandardCheckpointHandler()
+def _forgiving(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
+    """One that returns what goes wrong in reading: raised, it would leave other processes waiting for this one."""
     read = handler.restore
 
     def restore(*args: Any, **kwargs: Any) -> Any:
@@ -117,8 +116,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept, create=True, cleanup_tmp_directories=True
             )
-            items = {name: _arrays_handler() for name in (*_POLICY, "rest")}
-            handlers = {**items, "meta": ocp.JsonCheckpointHandler()}
+            handlers = {name: _forgiving(ocp.StandardCheckpointHandler()) for name in (*_POLICY, "rest")}
+            handlers["meta"] = _forgiving(ocp.JsonCheckpointHandler())
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         return self._manager
 
@@ -176,10 +175,10 @@ class Checkpoints:
         return True
 
     def check_written(self) -> None:
-        """Raises CheckpointError where a write in the background has failed."""
-        with self._saying():
-            if self._manager is not None:
-                self._manager.check_for_errors()
+        """Raises CheckpointError where a write in the background has failed. Waits for none."""
+        # Orbax's own check finds nothing: its thread has taken the error, and gives it to who waits for the thread.
+        if self._manager is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Until what is being written is whole. Raises CheckpointError where it cannot be."""
@@ -203,7 +202,8 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:
-            whole = [step for step in self.steps() if (self.directory / str(step)).exists()]
+            self._manager.reload()  # it has forgotten those that were to go once this one is written
+            whole = self.steps()
             left = f"the run can go on from step {whole[0]} with --resume" if whole else "there is none before it"
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
@@ -231,12 +231,10 @@ class Checkpoints:
 
     def _read_meta(self, step: int) -> tuple[Progress, dict[str, str]]:
         """What is saved beside the arrays, and their digests."""
-        try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            whole = _sha256({key: value for key, value in meta.items() if key != "sha256"}) == meta["sha256"]
-        except Exception as error:
-            raise _Damaged(f"meta: {_reason(error)}") from error
-        if not whole:
+        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(meta, dict) or _sha256({k: v for k, v in meta.items() if k != "sha256"}) != meta.get(
+            "sha256"
+        ):
             raise _Damaged("meta is not what was written")
         try:
             return Progress(**meta["progress"]), meta["arrays"]
@@ -245,17 +243,27 @@ class Checkpoints:
 
     def _read_arrays(self, step: int, like: TrainState, written: dict[str, str]) -> TrainState:
         args = {name: ocp.args.StandardRestore(item) for name, item in _items(like).items()}
-        with _quiet():
-            found = {**self._manager.restore(step, args=ocp.args.Composite(**args))}
-        failed = [f"{name}: {_reason(value)}" for name, value in found.items() if isinstance(value, Exception)]
-        everywhere = np.flatnonzero(processes.gather_rows(np.asarray(bool(failed))))
-        if len(everywhere):
-            raise _Damaged(failed[0] if failed else f"process {everywhere[0]} cannot read its part")
+        found = self._restore(step, **args)
         said = digests(found)
         differing = sorted(path for path in {*said, *written} if said.get(path) != written.get(path))
         if differing:
             raise _Damaged(f"{differing[0]} is not what was written, one of {len(differing)} such arrays")
         return like.replace(**{name: found[name] for name in found if name != "rest"}, **found["rest"])
+
+    def _restore(self, step: int, **args: Any) -> dict[str, Any]:
+        """Items of a step. Raises _Damaged on all processes where one of them cannot read its part."""
+        failed = ""
+        try:
+            with _quiet():
+                found = {**self._manager.restore(step, args=ocp.args.Composite(**args))}
+            failures = [(name, value) for name, value in found.items() if isinstance(value, Exception)]
+            failed = f"{failures[0][0]}: {_reason(failures[0][1])}" if failures else ""
+        except Exception as error:  # of a folder that is missing, on all processes alike; or of storage
+            failed = _reason(error)
+        everywhere = np.flatnonzero(processes.gather_rows(np.asarray(bool(failed))))
+        if len(everywhere):
+            raise _Damaged(failed or f"process {everywhere[0]} cannot read its part")
+        return found
 
     def _set_aside(self, step: int) -> list[str]:
         """Renames the damaged checkpoints, all newer than ``step``; what a person should know of them."""

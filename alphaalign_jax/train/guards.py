@@ -64,6 +64,8 @@ class Guards:
             "count": {},  # alarm -> times that it came on
             **(state or {}),
         }
+        # One that ended the run is said, and ends it, again: who goes on regardless takes it out of guards.stop.
+        self.state["on"] = [name for name in self.state["on"] if name not in settings.stop]
 
     def step(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Alarms that come on with a training step's metrics."""

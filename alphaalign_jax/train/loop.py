@@ -14,6 +14,7 @@ import numpy as np
 from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
+from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
@@ -80,7 +81,7 @@ def _ending_together() -> Iterator[None]:
     except (RewardModelError, GuardError, Ended):
         raise
     except Exception as error:
-        processes.abandon(1, error)
+        processes.abandon(error.status if isinstance(error, ExpectedError) else 1, error)
         raise
 
 
@@ -113,6 +114,8 @@ class Run:
         state = self._resumed() if resume else self._fresh()
         state = self._reinforce(state)
         after = self.evaluate(state.result, "after", step=self.config.steps)
+        if not self.config.eval.limit:  # else it is not of the prompts that earlier ones are of
+            self._judge(after["all"].score, self.config.steps)
         if self.config.export:
             self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.location}/export")
@@ -154,8 +157,10 @@ class Run:
         state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
         for line in damaged:
             self.display.say(line)
-        self.records.begin(int(state.step))
+        self.records.begin(int(state.step), self.progress.evaluated)
         self.guards = Guards(self.config.guards, self.progress.guards)
+        if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
+            self.progress.best = self.guards.state["best"] = None
         self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
         return self.iteration.steps.settled(state)
@@ -185,11 +190,12 @@ class Run:
         c, first = self.config, int(state.step)
         with self.display.bar("train", c.steps, first) as advance:
             self._look(state, first)  # where the run was ended before it had
+            self._save_if_due(state, first)
             for step in range(first, c.steps):
                 try:
                     state, metrics, sampled = self.iteration(state, step)
                 except RewardModelError:
-                    self._save(state, wait=True)
+                    self._save_whole(state)
                     raise
                 metrics["timing_s/save_checkpoint"], self.saving = self.saving, 0.0
                 self.records.metrics("train", step, metrics)
@@ -201,8 +207,7 @@ class Run:
                 self._look(state, step + 1)
                 self._save_if_due(state, step + 1)
                 self.mirror.push()
-        self._save(state, wait=True)
-        self.checkpoints.wait()
+        self._save_whole(state)
         return state
 
     def _look(self, state: TrainState, done: int) -> None:
@@ -233,7 +238,7 @@ class Run:
             self.records.alarm(phase, step, alarm.name, alarm.message)
             self.display.say(f"alarm at step {step}: {alarm.message}")
         for alarm in (alarm for alarm in alarms if alarm.stops):
-            self._save(state, wait=True)
+            self._save_whole(state)
             raise GuardError(
                 f"step {step}: {alarm.message}; the state is saved. To go on from it: --resume --config.guards.stop="
             )
@@ -241,9 +246,8 @@ class Run:
     # Saving -----------------------------------------------------------------------------------------------------------
 
     def _end_if_asked(self, state: TrainState, done: int) -> None:
-        if self.notice.reached(done) and done < self.config.steps:
-            self._save(state, wait=True)
-            self.checkpoints.wait()
+        if self.notice.reached() and done < self.config.steps:
+            self._save_whole(state)
             raise self.notice.ended(f"saved after step {done} of {self.config.steps}")
 
     @contextlib.contextmanager
@@ -251,8 +255,7 @@ class Run:
         try:
             yield
         except Ended:
-            self._save(state, wait=True)
-            self.checkpoints.wait()
+            self._save_whole(state)
             raise
 
     def _save_if_due(self, state: TrainState, done: int) -> None:
@@ -267,11 +270,16 @@ class Run:
         if self.due and self._save(state, wait=self.due != "newest"):
             self.due = ""
 
+    def _save_whole(self, state: TrainState) -> None:
+        """Saves the state, and returns once that is so: what ends the run may say it."""
+        self._save(state, wait=True)
+        self.checkpoints.wait()
+
     def _save(self, state: TrainState, *, wait: bool) -> bool:
-        """False where the writer was busy, and it was not to ``wait`` for it."""
+        """Starts to; False where the writer was busy, and it was not to ``wait`` for it."""
         began = time.perf_counter()
-        self.records.flush()  # a run that goes on from here has what was written before
         try:
+            self.records.flush()  # a run that goes on from here has what was written before
             self.mirror.settle()
         finally:
             self.progress.seconds, self.progress.guards = time.perf_counter() - self.began, self.guards.state

@@ -19,6 +19,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS, TrainBatch
@@ -35,7 +36,10 @@ def check_unused(directory: pathlib.Path) -> None:
 def finished(directory: pathlib.Path, steps: int) -> dict[str, Any] | None:
     """The summary of a run that has come to its end after so many steps."""
     file = directory / "summary.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:  # cut short: what it summed up is made again
+        return None
     return found if found.get("steps") == steps else None
 
 
@@ -47,21 +51,22 @@ class Records:
         self._files: dict[str, Any] = {}
         self._tensorboard: dict[str, EventFileWriter] = {}
 
-    def begin(self, resume_step: int | None = None) -> None:
-        """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped."""
+    def begin(self, resume_step: int | None = None, evaluated: int = 0) -> None:
+        """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped, and
+        evaluations after the step ``evaluated``, which are made again."""
         if not processes.first():  # one process writes for all
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for name in ("metrics", "samples", "alarms"):
             path = self.directory / f"{name}.jsonl"
-            kept = _before(path, resume_step) if resume_step is not None else []
-            path.write_text("".join(kept))
+            kept = _before(path, resume_step, evaluated) if resume_step is not None else []
+            _replace(path, "".join(kept))
             self._files[name] = path.open("a")
         # One folder each: they count steps of their own, and a resumption takes steps back from its own on, while an
         # evaluation bears the number of the steps before it. A start is written even where there is nothing to take
         # back: TensorBoard passes over a folder's first.
         first = resume_step or 0
-        for name, start in (("warmup", 0), ("train", first), ("eval", first + (resume_step is not None))):
+        for name, start in (("warmup", 0), ("train", first), ("eval", evaluated + 1 if resume_step is not None else 0)):
             self._tensorboard[name] = EventFileWriter(str(self.directory / "tensorboard" / name))
             if name != "warmup":
                 session = SessionLog(status=SessionLog.START)
@@ -100,13 +105,19 @@ class Records:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         if processes.first():
-            (self.directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+            _replace(self.directory / "summary.json", json.dumps(values, indent=2) + "\n")
 
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         if name not in self._files:
             return
-        self._files[name].write(json.dumps({key: _number(value) for key, value in record.items()}) + "\n")
-        self._files[name].flush()
+        try:
+            self._files[name].write(json.dumps({key: _number(value) for key, value in record.items()}) + "\n")
+            self._files[name].flush()
+        except OSError as error:
+            raise ExpectedError(
+                f"{self.directory / name}.jsonl could not be written ({error.strerror}); once there is room, the run "
+                "can go on from its newest checkpoint with --resume"
+            ) from error
 
     def flush(self) -> None:
         for writer in self._tensorboard.values():
@@ -156,11 +167,19 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _before(path: pathlib.Path, step: int) -> list[str]:
-    """Lines of what came before the first step, and of steps below ``step``."""
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that it is the old one or the new one, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _before(path: pathlib.Path, step: int, evaluated: int) -> list[str]:
+    """Lines of what came before the first step, of steps below ``step``, and of evaluations up to ``evaluated``."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    # An evaluation bears the number of the steps before it, and is written before that step is saved.
-    keep = lambda record: record["phase"] in ("warmup", "before") or record["step"] < step + (record["phase"] == "eval")
+    # An evaluation bears the number of the steps before it.
+    until = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf}
+    keep = lambda record: record["step"] < until.get(record["phase"], step)
     return [line for line in lines if line.endswith("\n") and keep(json.loads(line))]

@@ -280,7 +280,7 @@ class Steps:
             "reward/safety/mean": jnp.mean(scores.safety_reward),
             "reward/helpfulness/mean": masked_mean(scores.helpfulness_reward, ~harmful),
             "reward/spread": jnp.mean(jnp.nan_to_num(groups)),
-            "reward/equal_groups": jnp.mean(~(groups > 0)),
+            "reward/equal_groups": masked_mean((groups == 0).astype(jnp.float32), jnp.sum(known, axis=1) > 1),
             "safety/refusal_rate_harmful": masked_mean(scores.refusal, harmful),
             "safety/refusal_rate_benign": masked_mean(scores.refusal, ~harmful),
             "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),

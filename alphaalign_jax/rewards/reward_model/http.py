@@ -34,6 +34,7 @@ from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, check
 from alphaalign_jax.text import printable
 
 log = logging.getLogger(__name__)
+_SHOWN = 400  # characters of an error, with what a server said
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -219,7 +220,9 @@ class HttpRewardModel:
             try:
                 return _parse_scores(self._attempt(body), len(questions), self._name)
             except _Transient as error:
-                reason, asked = str(error), error.wait
+                reason, asked = self._masked(str(error)), error.wait
+            except RewardModelError as error:
+                raise RewardModelError(self._masked(str(error))) from None  # its cause holds the reply
             if asked > limits.retry_after_limit:
                 limit = f"retry_after_limit={limits.retry_after_limit:g}"
                 raise RewardModelError(f"{self._name}: {reason}; it asks to wait {asked:.0f} s, above {limit}")
@@ -231,6 +234,10 @@ class HttpRewardModel:
                 log.warning("%s: %s; retry %s in %.1f s", self._name, printable(reason), count, delay)
                 stop.wait(delay)
         raise RewardModelError(f"{self._name}: gave up after {limits.max_retries + 1} attempts; last: {reason}")
+
+    def _masked(self, text: str) -> str:
+        """What a server says, cut, and without the token: some echo the header that they refuse."""
+        return (text.replace(self._token, "***") if self._token else text)[:_SHOWN]
 
     def _attempt(self, body: bytes) -> bytes:
         """One request; the body of a 200. _Transient where trying again makes sense."""
@@ -295,7 +302,5 @@ class HttpRewardModel:
         if status == 429 or status >= 500:
             raise _Transient(f"status {status}", retry_after_seconds(response.getheader("Retry-After")))
         said = response.read(1000).decode("utf-8", errors="replace")
-        if self._token:  # some servers echo the header they refuse
-            said = said.replace(self._token, "***")
         hint = " (redirects are not followed: give the final url)" if 300 <= status < 400 else ""
-        raise RewardModelError(f"{self._name}: status {status}{hint}: {said[:200]!r}")
+        raise RewardModelError(f"{self._name}: status {status}{hint}: {said!r}")
