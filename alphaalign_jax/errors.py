@@ -4,7 +4,7 @@
 class ExpectedError(RuntimeError):
     """Something outside of the program, or a limit that its user set, ends it. ``status`` is its exit status.
 
-    2 is not to be started again as it is: the launchers stop there.
+    2 is not to be started again as it is: launch/tpu_vm.sh and launch/gke.sh stop there, SkyPilot after three times.
     """
 
     status = 2
