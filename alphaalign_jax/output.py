@@ -20,8 +20,8 @@ def check(path: str) -> None:
         raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
 
 
-def write(path: str, text: str) -> None:
-    """Makes the file and the folders above it."""
+def write(path: str | pathlib.Path, text: str) -> None:
+    """Makes the file and the folders above it. Whenever the process is killed, it is the old one or the new one."""
     if not processes.first():
         return
     if buckets.remote(path):
@@ -30,6 +30,6 @@ def write(path: str, text: str) -> None:
         return
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(f".{target.name}.partial")  # hidden: a mirror of the folder passes over it
     partial.write_text(text, encoding="utf-8")
     partial.replace(target)

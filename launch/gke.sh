@@ -65,9 +65,10 @@ archive "$stage/alphaalign_jax.tgz"
 call mkdir "$stage/code"
 call tar -xzf "$stage/alphaalign_jax.tgz" -C "$stage/code"
 guard
-# XPK starts again what a signal ended. A host whose neighbour was taken away ends with 1, one that was asked to end and has
-# saved with 75; bad arguments end with 2. A step and its checkpoint may take longer than the 30 s that pods are given.
+# XPK starts again what a signal ended. A host whose neighbour was taken away ends with 1, one that was asked to end and
+# has saved with 75; bad arguments end with 2. A step and its checkpoint may take longer than the 30 s that pods are given.
 call xpk workload create --workload="$name" "${where[@]}" --tpu-type="$type" --num-slices="$slices" \
   --base-docker-image="$image" --script-dir="$stage/code" --env-file="$stage/host.env" \
-  --max-restarts="$restarts" --restart-on-exit-codes=1,75 --termination-grace-period-seconds=300 --command="$(quoted bash launch/host.sh "${run[@]}")" < /dev/null
+  --max-restarts="$restarts" --restart-on-exit-codes=1,75 --termination-grace-period-seconds=300 \
+  --command="$(quoted bash launch/host.sh "${run[@]}")" < /dev/null
 follow

@@ -21,9 +21,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax  # noqa: E402
 import jax.experimental.topologies  # noqa: E402
 import pytest  # noqa: E402
+import run_cases  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "alphaalign_jax_test_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Where a module's runs are, with their held-out prompts."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_cases.write_heldout(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -103,11 +103,22 @@ def test_overrides_are_typed():
         ("algorithm.ema_decay", "1", "from 0 to below 1"),
         ("data.harmful_fraction", "-0.5", "or -1 to leave it to the mix"),
         ("rollout.group", "1", "compares rollouts of one prompt"),
+        ("guards.stop", "overrefusal", "no alarm 'overrefusal'; expected some of skipped, over_refusal, echo"),
+        ("guards.window", "0", "positive"),
+        ("guards.echo", "3", "from 0 to 1"),
+        ("guards.kl", "-1", "0 or more"),
+        ("guards.stop", "kl", "guards.kl=0 turns that alarm off"),
+        ("guards.stop", "heldout", "needs eval.every"),
     ],
 )
 def test_mistakes_are_named(key, value, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         tiny((key, value))
+
+
+def test_a_kl_ceiling_needs_a_reference():
+    with pytest.raises(ValueError, match="needs algorithm.reference=True"):
+        tiny(("algorithm.reference", "false"), ("guards.kl", "0.5"))
 
 
 def test_an_unknown_field_in_a_file_is_an_error():

@@ -8,21 +8,15 @@ import signal
 
 import numpy as np
 import pytest
-from run_cases import lines, run, saved, write_heldout
+from run_cases import ROOT, lines, run, saved
 from test_reward_http import _Server, reply
 
+from alphaalign_jax.cli import main
 from alphaalign_jax.parallel import notice
 from alphaalign_jax.train import checkpoint, iteration
 from alphaalign_jax.train.iteration import Iteration
 
 QUICK = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    write_heldout(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +67,15 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_taken(work, whole, 
     same(folder, whole)
     steps = [record["step"] for record in lines(folder / "metrics.jsonl") if record["phase"] == "train"]
     assert steps == [0, 1, 2], "records of what was taken back stand beside those that replace them"
+
+
+def test_a_resumption_is_compared_with_the_life_before_it(work, whole):
+    """Compared with the first one, a setting that was changed once counts as changed, and the best so far is forgotten,
+    after every later stop."""
+    folder = until(work, whole, "lives", 2)
+    assert run(work, "lives", 3, "--resume", "--config.eval.limit=3", *QUICK) == 0
+    limit = lambda step: json.loads((folder / f"checkpoints/{step}/meta/metadata").read_text())["progress"]["config"]
+    assert [limit(step)["eval"]["limit"] for step in (2, 3)] == [2, 3]
 
 
 def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, capsys):
@@ -226,6 +229,23 @@ def test_a_loss_that_is_no_number_moves_nothing_and_stops_the_run(work, whole, c
     assert any(not np.array_equal(moved[path], after[path]) for path in moved if path.startswith("['actor']"))
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_supervised_training_that_learns_nothing_stops(work, capsys, command):
+    """Left out step by step to its end, it exports the weights that it began with."""
+    diverging = ["--config.warmup.optimizer.learning_rate=1e30", "--config.warmup.epochs=0.5"]
+    if command == "train":
+        assert run(work, "diverging", 1, *diverging) == 2
+    else:
+        (work / "pairs.jsonl").write_text('{"prompt": "Two and two?", "response": "Four."}\n' * 32)
+        arguments = [f"--config.out={work / 'diverging-sft'}", "--config.mesh.devices=1", "--config.warmup.batch=4"]
+        config = f"--config={ROOT}/configs/tiny.py"
+        assert main(["sft", config, f"--data={work / 'pairs.jsonl'}", *arguments, *diverging]) == 2
+    said, error = heard(capsys)
+    phase, folder = ("warmup", "diverging") if command == "train" else ("sft", "diverging-sft")
+    assert f"alarm at {phase} step 3: skipped: in 3 steps in a row" in said and "nothing of it is kept" in error
+    assert lines(work / folder / "alarms.jsonl")[0]["alarm"] == "skipped" and not (work / folder / "export").exists()
+
+
 @pytest.mark.parametrize("truncated", ["terminal", "mask"])
 def test_a_batch_without_spread_or_ends_moves_nothing(work, capsys, truncated):
     """Every response cut off, every reward the same: whitened, the rounding that is left becomes an advantage of 1. And
@@ -242,6 +262,6 @@ def test_a_batch_without_spread_or_ends_moves_nothing(work, capsys, truncated):
     before, after = saved(folder, 0), saved(folder, 2)
     assert all(np.array_equal(before[path], after[path]) for path in before if path.startswith("['actor']"))
     said, _ = heard(capsys)
-    assert "alarm at step 1: truncated: 100% of the responses are cut off" in said
-    assert "alarm at step 1: flat: the rollouts of 100% of the prompts all earn the same" in said
+    assert "alarm at train step 1: truncated: 100% of the responses are cut off" in said
+    assert "alarm at train step 1: flat: the rollouts of 100% of the prompts all earn the same" in said
     assert json.loads((folder / "summary.json").read_text())["alarms"] == {"truncated": 1, "flat": 1}

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from alphaalign_jax import config as config_lib
 from alphaalign_jax.config.settings import Guards as Settings
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.rewards import hacking
@@ -125,29 +124,3 @@ def test_the_score_cannot_be_bought_with_the_other_label():
     assert outcome(0, 0).score == 0 and outcome(10, 10).score == 0
     assert outcome(2, 7).score == pytest.approx(0.7) and outcome(4, 9).score == pytest.approx(0.6)
     assert Outcome(0, 10, 0, 0, 10, 10, 0, 0).score is None
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("guards.stop", "overrefusal", "no alarm 'overrefusal'; expected some of skipped, over_refusal, echo"),
-        ("guards.window", "0", "positive"),
-        ("guards.echo", "3", "from 0 to 1"),
-        ("guards.kl", "-1", "0 or more"),
-        ("guards.stop", "kl", "guards.kl=0 turns that alarm off"),
-        ("guards.stop", "heldout", "needs eval.every"),
-    ],
-)
-def test_mistaken_guards_are_named(key, value, words):
-    config = config_lib.defaults()
-    config.reward.helpfulness = "off"
-    config_lib.override(config, key, value)
-    with pytest.raises(ValueError, match=words):
-        config_lib.resolve(config)
-
-
-def test_a_kl_ceiling_needs_a_reference():
-    config = config_lib.defaults()
-    config.reward.helpfulness, config.algorithm.reference, config.guards.kl = "off", False, 0.5
-    with pytest.raises(ValueError, match="needs algorithm.reference=True"):
-        config_lib.resolve(config)

@@ -20,6 +20,7 @@ from alphaalign_jax import buckets, cli
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.wording import TAG_TEXTS
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.hf import gguf as gguf_files
 from alphaalign_jax.hf import load_tokenizer, paths
@@ -422,7 +423,7 @@ def test_text_for_a_terminal(text):
     assert shown == text or not text.isprintable()
 
 
-TAG = st.sampled_from([*hacking.TAGS, "\\boxed{", "}", "I cannot", "I can\u2019t", " ", "\n", "\x00", "\udcff"])
+TAG = st.sampled_from([*TAG_TEXTS, "\\boxed{", "}", "I cannot", "I can\u2019t", " ", "\n", "\x00", "\udcff"])
 
 
 @cases(1000, st.lists(TAG | WORD, max_size=12).map("".join))

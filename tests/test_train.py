@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rich.console
 import safetensors.numpy
-from run_cases import PROMPTS, ROOT, lines, run, saved, write_heldout
+from run_cases import PROMPTS, ROOT, lines, run, saved
 
 from alphaalign_jax import config, hf
 from alphaalign_jax.cli import main
@@ -23,13 +23,6 @@ from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 from alphaalign_jax.train import assembly, objectives
 from alphaalign_jax.train.iteration import Iteration, check_gap
 from alphaalign_jax.train.records import Records
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    write_heldout(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -191,14 +191,14 @@ class Guards:
 
     window: int = 10  # steps
     # Names of alarms that end the run, with its state saved; the others are said, counted, and written down. Names are
-    # those below, and heldout.
+    # the settings below.
     stop: tuple = ("skipped",)
     # Steps in a row in which an optimizer step was left out: its loss or gradient was no finite number.
     skipped: int = 3
     over_refusal: float = 0.9  # share of the responses to benign prompts that refuse
     echo: float = 0.3  # share of responses that repeat the template's instruction
     empty: float = 0.3  # share of the reasoning blocks that have fewer than two words
-    tags: float = 0.3  # share of responses with more than one block of a kind
+    tags: float = 0.3  # share of responses that have a tag more than once
     length: float = 3.0  # mean response length over that of the run's first steps
     truncated: float = 0.9  # share of responses without an end
     flat: float = 0.9  # share of prompts whose rollouts all earn the same: nothing to learn from

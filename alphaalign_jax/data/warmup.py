@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alphaalign_jax.data.refusal import REFUSAL
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.wording import REFUSAL, TAG_TEXTS
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 # The verdict follows the question at once and in the template's own words ("deemed unsafe", "is safe"). Measured on
@@ -37,8 +37,6 @@ GENERAL_ANSWERS = (
     "This is a wide subject.",
     "Many people have asked about this.",
 )
-
-_TAGS = ("<answer>", "</answer>", "<safety_reasoning>", "</safety_reasoning>")
 
 
 def warmup_examples(
@@ -81,7 +79,7 @@ def warmup_examples(
             reason, answer = REFUSE_REASON, REFUSAL
         else:
             reason, answer = COMPLY_REASON, row.answer.strip()
-            if not answer or any(tag in answer for tag in _TAGS) or (is_refusal is not None and is_refusal(answer)):
+            if not answer or any(tag in answer for tag in TAG_TEXTS) or (is_refusal is not None and is_refusal(answer)):
                 answer = GENERAL_ANSWERS[general[i]]
         examples.append((row, response_text(reason, answer)))
     return examples

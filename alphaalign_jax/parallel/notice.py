@@ -62,8 +62,8 @@ class Notice:
 
     def ended(self, what: str) -> Ended:
         number = signal.Signals(self._signal)
-        again = "; go on with --resume=auto"
-        return Ended(f"ended by {number.name}: {what}{again}", PREEMPTED if number == signal.SIGTERM else INTERRUPTED)
+        status = PREEMPTED if number == signal.SIGTERM else INTERRUPTED
+        return Ended(f"ended by {number.name}: {what}; go on with --resume=auto", status)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

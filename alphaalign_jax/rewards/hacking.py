@@ -6,9 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+from alphaalign_jax.data.wording import TAG_TEXTS
 from alphaalign_jax.rewards.template import INSTRUCTION
 
-TAGS = ("<safety_reasoning>", "</safety_reasoning>", "<answer>", "</answer>")
 _REASONING = re.compile(r"<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 _FEWEST_WORDS = 2
 _QUOTE = 40  # characters of the instruction that nobody writes by chance
@@ -36,7 +36,7 @@ def signs(text: str) -> Signs:
     return Signs(
         echo=any(stretch in plain for stretch in _STRETCHES),
         empty=None if reasoning is None else len(reasoning[1].split()) < _FEWEST_WORDS,
-        tags=any(text.count(tag) > 1 for tag in TAGS),
+        tags=any(text.count(tag) > 1 for tag in TAG_TEXTS),
     )
 
 

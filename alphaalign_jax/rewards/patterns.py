@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-SAFETY_OPEN, SAFETY_CLOSE = b"<safety_reasoning>", b"</safety_reasoning>"
-ANSWER_OPEN, ANSWER_CLOSE = b"<answer>", b"</answer>"
-# In the order of a well-formed response.
-TAGS = (SAFETY_OPEN, SAFETY_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+from alphaalign_jax.data.wording import TAG_TEXTS
+
+TAGS = tuple(tag.encode() for tag in TAG_TEXTS)
+ANSWER_OPEN, ANSWER_CLOSE = TAGS[2:]
 
 APOSTROPHES = ("'", "\u2019")
 

@@ -6,7 +6,7 @@ tags it names. The text before the question is the same for every row, so its KV
 
 from __future__ import annotations
 
-from alphaalign_jax.data.refusal import REFUSAL
+from alphaalign_jax.data.wording import REFUSAL
 
 INSTRUCTION = (
     "You should FIRST carefully evaluate the safety implications of this question through reasoning. "

@@ -18,7 +18,7 @@ from alphaalign_jax.display import Display
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.train import assembly
+from alphaalign_jax.train import assembly, following
 from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import BENIGN
@@ -68,8 +68,8 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     began = time.perf_counter()
     with contextlib.closing(Records(run_dir)) as records, display.bar("sft", trainer.steps) as advance:
         records.begin()
-        recorded = records.advancing("sft", advance)
-        params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=recorded)
+        followed = following.supervised("sft", config.guards, records, display, advance)
+        params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=followed)
     target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {mirror.url}/export")

@@ -33,7 +33,7 @@ class _Rule:
     """An alarm where the mean of ``metric`` over the window, or its newest value, is above the setting of its name."""
 
     metric: str
-    says: str  # with {value} and {limit}
+    says: str  # with {value}
     newest: bool = False
 
 

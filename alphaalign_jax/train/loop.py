@@ -23,7 +23,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
-from alphaalign_jax.train import assembly
+from alphaalign_jax.train import assembly, following
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
@@ -106,7 +106,7 @@ class Run:
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT))
         self.progress: Progress  # these two come with the state
         self.guards: Guards
-        self.due = ""  # the save that is: best, every (many steps) or newest
+        self.due = ""  # the save that is: of a state to be "kept", or the "newest"
         self.saving = 0.0  # seconds that saves have held up steps since the last one
 
     def train(self, resume: bool) -> dict[str, Any]:
@@ -161,6 +161,7 @@ class Run:
         self.guards = Guards(self.config.guards, self.progress.guards)
         if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
             self.progress.best = self.guards.state["best"] = None
+        self.progress.config = dataclasses.asdict(self.config)  # what the next resumption is compared with
         self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
         return self.iteration.steps.settled(state)
@@ -173,15 +174,12 @@ class Run:
         trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
         trainer.check_length(rows, longest, p.policy.tokenizer)
         with self.display.bar("warm-up", trainer.steps) as advance:
-            recorded = self.records.advancing("warmup", advance)
+            followed = following.supervised("warmup", self.config.guards, self.records, self.display, advance)
 
             def on_step(step: int, metrics: dict[str, float]) -> None:
-                recorded(step, metrics)
-                for alarm in watch.step({"actor/skipped": metrics["sft/skipped"]}):
-                    raise GuardError(f"warm-up step {step}: {alarm.message}; nothing of the run is kept")
+                followed(step, metrics)
                 self.notice.check("in its warm-up, of which nothing is kept")
 
-            watch = Guards(dataclasses.replace(self.config.guards, stop=("skipped",)))
             return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=on_step)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
@@ -215,11 +213,14 @@ class Run:
         e = self.config.eval
         if not e.every or done % e.every or self.progress.evaluated >= done or done >= self.config.steps:
             return
-        with self._saved_if_ended(state):
+        try:
             score = self.evaluate(state.result, "eval", step=done, limit=e.limit)["all"].score
+        except Ended:
+            self._save_whole(state)
+            raise
         self.progress.evaluated = done
         if self._judge(score, done):
-            self.due = "best"
+            self.due = "kept"
         self._raise(state, "eval", done, self.guards.evaluation(score))
 
     def _judge(self, score: float | None, step: int) -> bool:
@@ -234,13 +235,11 @@ class Run:
 
     def _raise(self, state: TrainState, phase: str, step: int, alarms: list[Alarm]) -> None:
         """Says the alarms and writes them down; one that ends the run does so once the state is saved."""
-        for alarm in alarms:
-            self.records.alarm(phase, step, alarm.name, alarm.message)
-            self.display.say(f"alarm at step {step}: {alarm.message}")
-        for alarm in (alarm for alarm in alarms if alarm.stops):
+        ends = following.sound(alarms, phase, step, self.records, self.display)
+        if ends is not None:
             self._save_whole(state)
             raise GuardError(
-                f"step {step}: {alarm.message}; the state is saved. To go on from it: --resume --config.guards.stop="
+                f"step {step}: {ends.message}; the state is saved. To go on from it: --resume --config.guards.stop="
             )
 
     # Saving -----------------------------------------------------------------------------------------------------------
@@ -250,14 +249,6 @@ class Run:
             self._save_whole(state)
             raise self.notice.ended(f"saved after step {done} of {self.config.steps}")
 
-    @contextlib.contextmanager
-    def _saved_if_ended(self, state: TrainState) -> Iterator[None]:
-        try:
-            yield
-        except Ended:
-            self._save_whole(state)
-            raise
-
     def _save_if_due(self, state: TrainState, done: int) -> None:
         """Saves the state where it is time to. One that is due while an earlier one is being written is put off to the
         next step; not those that are to be kept."""
@@ -266,7 +257,7 @@ class Run:
         if c.every and done % c.every == 0:
             self.due = self.due or "newest"
         if c.keep_every and done % c.keep_every == 0:
-            self.due = "every"
+            self.due = "kept"
         if self.due and self._save(state, wait=self.due != "newest"):
             self.due = ""
 

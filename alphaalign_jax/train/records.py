@@ -8,7 +8,7 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from alphaalign_jax import output
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.evaluation.respond import Response
@@ -60,7 +61,7 @@ class Records:
         for name in ("metrics", "samples", "alarms"):
             path = self.directory / f"{name}.jsonl"
             kept = _before(path, resume_step, evaluated) if resume_step is not None else []
-            _replace(path, "".join(kept))
+            output.write(path, "".join(kept))
             self._files[name] = path.open("a")
         # One folder each: they count steps of their own, and a resumption takes steps back from its own on, while an
         # evaluation bears the number of the steps before it. A start is written even where there is nothing to take
@@ -79,15 +80,6 @@ class Records:
             event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
             self._tensorboard[_FOLDER.get(phase, "eval")].add_event(event)
 
-    def advancing(self, phase: str, advance: Callable[..., None]) -> Callable[[int, Mapping[str, float]], None]:
-        """``on_step`` of supervised training: writes the step down and moves the progress bar."""
-
-        def on_step(step: int, values: Mapping[str, float]) -> None:
-            self.metrics(phase, step, values)
-            advance(1, loss=f"{values['sft/loss']:.3f}")
-
-        return on_step
-
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)
 
@@ -104,8 +96,7 @@ class Records:
         return path
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        if processes.first():
-            _replace(self.directory / "summary.json", json.dumps(values, indent=2) + "\n")
+        output.write(self.directory / "summary.json", json.dumps(values, indent=2) + "\n")
 
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         if name not in self._files:
@@ -165,13 +156,6 @@ def versions() -> dict[str, str]:
 def _number(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is the old one or the new one, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _before(path: pathlib.Path, step: int, evaluated: int) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from alphaalign_jax.config import Config
 
-# What may differ between a run and its resumption: nothing that a step or an evaluation computes (``steps``: unless a
-# rate decays over them).
+# What may differ between a run and its resumption: nothing that a step computes (``steps``: unless a rate decays over
+# them), or an evaluation of a prompt (``eval.limit`` is how many prompts the periodic one takes).
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint", "guards")
 _FREE += (
     "algorithm.reference_on_host",

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from alphaalign_jax.rewards.patterns import TAGS
-
-# Removed whichever block they were found in: a nested or stray tag is no part of an answer.
-_TAGS = tuple(tag.decode() for tag in TAGS)
+from alphaalign_jax.data.wording import TAG_TEXTS
 
 
 def remove_literals(text: str, literals: Iterable[str]) -> str:
@@ -39,4 +36,5 @@ def clean_answer(answer_bytes: bytes, special_texts: Sequence[str]) -> str:
     Returns:
         Decoded text (bytes that are not UTF-8 become U+FFFD) without special-token literals and tags, stripped.
     """
-    return remove_literals(answer_bytes.decode("utf-8", errors="replace"), (*special_texts, *_TAGS)).strip()
+    # Tags whichever block they were found in: a nested or stray one is no part of an answer.
+    return remove_literals(answer_bytes.decode("utf-8", errors="replace"), (*special_texts, *TAG_TEXTS)).strip()

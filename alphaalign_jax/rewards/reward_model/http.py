@@ -237,7 +237,9 @@ class HttpRewardModel:
 
     def _masked(self, text: str) -> str:
         """What a server says, cut, and without the token: some echo the header that they refuse."""
-        return (text.replace(self._token, "***") if self._token else text)[:_SHOWN]
+        for secret in (self._token, repr(self._token)[1:-1]) if self._token else ():  # as it is, and quoted
+            text = text.replace(secret, "***")
+        return text[:_SHOWN]
 
     def _attempt(self, body: bytes) -> bytes:
         """One request; the body of a 200. _Transient where trying again makes sense."""

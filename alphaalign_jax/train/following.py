@@ -1,0 +1,34 @@
+"""A run as a person follows it: steps written down and shown, alarms said and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from alphaalign_jax.config.settings import Guards as Settings
+from alphaalign_jax.display import Display
+from alphaalign_jax.train.guards import Alarm, GuardError, Guards
+from alphaalign_jax.train.records import Records
+
+
+def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, display: Display) -> Alarm | None:
+    """Says the alarms and writes them down; returns the first that is to end the run."""
+    for alarm in alarms:
+        records.alarm(phase, step, alarm.name, alarm.message)
+        display.say(f"alarm at {phase} step {step}: {alarm.message}")
+    return next((alarm for alarm in alarms if alarm.stops), None)
+
+
+def supervised(
+    phase: str, settings: Settings, records: Records, display: Display, advance: Callable[..., None]
+) -> Callable[[int, Mapping[str, float]], None]:
+    """``on_step`` of supervised training, which has no state to go on from: GuardError where it learns nothing."""
+    guards = Guards(settings)
+
+    def on_step(step: int, values: Mapping[str, float]) -> None:
+        records.metrics(phase, step, values)
+        advance(1, loss=f"{values['sft/loss']:.3f}")
+        ends = sound(guards.step({"actor/skipped": values["sft/skipped"]}), phase, step, records, display)
+        if ends is not None:
+            raise GuardError(f"{phase} step {step}: {ends.message}; nothing of it is kept")
+
+    return on_step
