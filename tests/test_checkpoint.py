@@ -109,6 +109,8 @@ def test_digests_see_any_bit_and_any_place_on_any_mesh():
             assert digests({"x": jnp.asarray(changed.reshape(values.shape))})["['x']"] != whole
     a = np.array([1.0, 2.0], np.float32)
     assert digests([jnp.asarray(a)]) != digests([jnp.asarray(a[::-1])])
+    square = np.arange(16, dtype=np.float32).reshape(4, 4)
+    assert digests([jnp.asarray(square)]) != digests([jnp.asarray(square.T)])
     assert digests([jnp.float32(0.0)]) != digests([jnp.float32(-0.0)])
 
 

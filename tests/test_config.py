@@ -17,6 +17,7 @@ from alphaalign_jax.parallel import Layout, rule_table
 from alphaalign_jax.parallel.mesh import MESH_AXES
 from alphaalign_jax.rewards import helpfulness, oracle
 from alphaalign_jax.rewards.reward_model import factory
+from alphaalign_jax.train import resumption
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("configs/[!_]*.py"))
@@ -119,6 +120,29 @@ def test_mistakes_are_named(key, value, words):
 def test_a_kl_ceiling_needs_a_reference():
     with pytest.raises(ValueError, match="needs algorithm.reference=True"):
         tiny(("algorithm.reference", "false"), ("guards.kl", "0.5"))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"steps": "60", "guards.stop": "", "eval.limit": "5", "checkpoint.keep": "9"}, ""),
+        ({"algorithm.micro_batch": "4"}, "algorithm.micro_batch: 0 then, 4 now"),
+        ({"steps": "49"}, ValueError("steps=49, but the run is already at step 50")),
+        ({"steps": "60", "optimizer.decay": "0.5"}, ValueError("steps: 200 then, 60 now, and the learning rate's")),
+        ({"seed": "3", "rollout.top_k": "9"}, ValueError("rollout.top_k: 0 then, 9 now; seed: 0 then, 3 now")),
+        ({"reward_model.target": "http://b/"}, ValueError("reward_model.target:")),
+    ],
+)
+def test_what_a_resumption_may_change(changes, expected):
+    """A run that goes on as another one; or one that cannot go on, with more steps or on other chips."""
+    settings = {"steps": "200", "optimizer.decay": "0.0", "algorithm.micro_batch": "0"}
+    then = resumption.plain(dataclasses.asdict(tiny(*settings.items())))
+    now = tiny(*(settings | changes).items())
+    if not isinstance(expected, ValueError):
+        assert resumption.check(then, now, step=50) == expected
+        return
+    with pytest.raises(ValueError, match=re.escape(str(expected))):
+        resumption.check(then, now, step=50)
 
 
 def test_an_unknown_field_in_a_file_is_an_error():

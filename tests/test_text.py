@@ -28,6 +28,7 @@ def test_text_and_tables_command_no_terminal():
     table = outcome.single({name: found.to_json() for name, found in outcome.by_group([row], [response]).items()})
     said = shown(HOSTILE, table)
     assert not {*said} & {*"\x07\u202e\x9b"} and "\x1b[2J" not in said and "\x1b]0" not in said
+    assert shown("\x1b[2J") == "\\x1b[2J\n", "of ASCII alone"
     assert said.count("\\x1b]0;owned\\x07 [bold red]<script>\\u202e") == 2, "nothing is lost either"
 
 
