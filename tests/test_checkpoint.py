@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alphaalign_jax.config import Checkpoint
 from alphaalign_jax.train import checkpoint
 from alphaalign_jax.train.checkpoint import CheckpointError, Checkpoints, Progress
-from alphaalign_jax.train.digest import digests
+from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.types import TrainState
 
 
@@ -29,7 +29,7 @@ def state(step):
 
 
 def progress(best=None):
-    return Progress(config={}, before={}, best=best)
+    return Progress(config={}, inputs={}, initial="", packages={}, before={}, best=best)
 
 
 def test_the_newest_the_best_and_every_so_many_are_kept(tmp_path):
@@ -120,6 +120,6 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(tmp_path, monkeyp
     kept.save(state(1), progress(), wait=True)
     kept.wait()
     monkeypatch.setattr(checkpoint, "Progress", dataclasses.make_dataclass("Progress", ["config", "before"]))
-    with pytest.raises(ValueError, match="checkpoint 1 of .* is another version's: .*seconds"):
+    with pytest.raises(ValueError, match="checkpoint 1 of .* is another version's: .*inputs"):
         kept.restore(lambda step: state(step))
     kept.close()

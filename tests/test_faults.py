@@ -12,8 +12,10 @@ from run_cases import ROOT, lines, run, saved
 from test_reward_http import _Server, reply
 
 from alphaalign_jax.cli import main
+from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.parallel import notice
-from alphaalign_jax.train import checkpoint, iteration
+from alphaalign_jax.rewards.reward_model import callable as callable_model
+from alphaalign_jax.train import checkpoint, inputs, iteration, loop
 from alphaalign_jax.train.iteration import Iteration
 
 QUICK = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
@@ -76,6 +78,40 @@ def test_a_resumption_is_compared_with_the_life_before_it(work, whole):
     assert run(work, "lives", 3, "--resume", "--config.eval.limit=3", *QUICK) == 0
     limit = lambda step: json.loads((folder / f"checkpoints/{step}/meta/metadata").read_text())["progress"]["config"]
     assert [limit(step)["eval"]["limit"] for step in (2, 3)] == [2, 3]
+
+
+def test_a_run_goes_on_with_what_it_began_with(work, whole, capsys, monkeypatch):
+    """A file that was edited between two lives lies at the same path: the rest of the run is of other prompts."""
+    folder, heldout = until(work, whole, "edited", 2), work / "heldout.jsonl"
+    text = heldout.read_text()
+    heldout.write_text(text.replace("bake bread", "bake a cake"))
+    try:
+        assert run(work, "edited", 3, "--resume=auto", *QUICK) == 2
+    finally:
+        heldout.write_text(text)
+    _, said = heard(capsys)
+    assert "data.heldout: 4 prompts, sha256 " in said and "data.train" not in said and "put it back" in said
+    assert not (folder / "summary.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(callable_model.inspect, "getsourcefile", lambda function: __file__)
+        assert run(work, "edited", 3, "--resume=auto", *QUICK) == 2
+    assert "reward_model.target: sha256 " in heard(capsys)[1]
+    now = loop.packages()
+    monkeypatch.setattr(loop, "packages", lambda: {**now, "jax": "0.99.9"})
+    assert run(work, "edited", 3, "--resume=auto", *QUICK) == 0
+    assert f"up to rounding: jax: {now['jax']!r} then, '0.99.9' now" in heard(capsys)[0]
+    same(folder, whole)
+    read = json.loads((folder / "summary.json").read_text())["inputs"]
+    assert read == json.loads((whole / "summary.json").read_text())["inputs"] and set(read) == {
+        "data.train", "data.heldout", "model.path", "model.path's tokenizer", "reward_model.target"
+    }  # fmt: skip
+
+
+def test_hosts_with_other_files_are_refused(monkeypatch):
+    """Each host reads its own copy of the data: one that is older trains on other prompts, and nothing shows it."""
+    monkeypatch.setattr(inputs.processes, "gather_rows", lambda own: np.stack([own, own, own ^ 1]))
+    with pytest.raises(ValueError, match=r"data.train: processes \[2\] read something else than process 0 .*same files"):
+        inputs._check_alike({"data.train": "4 prompts, sha256 0"})
 
 
 def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, capsys):
@@ -153,6 +189,14 @@ def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys
     same(folder, whole)
 
 
+def test_a_request_to_another_host_ends_this_one_in_an_evaluation_too(monkeypatch):
+    """Heard of only after the next step, a notice of 30 seconds is over before a look at 800 prompts is."""
+    monkeypatch.setattr(notice.processes, "gather_rows", lambda own: np.array([own, signal.SIGTERM], np.int32))
+    with pytest.raises(notice.Ended, match="ended by SIGTERM: in the evaluation") as ended:
+        notice.Notice().check("in the evaluation")
+    assert ended.value.status == notice.PREEMPTED
+
+
 def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, capsys, monkeypatch):
     """A score that was never given and is trained on: as 0, as the last one, as whatever the reply begins with."""
 
@@ -227,6 +271,39 @@ def test_a_loss_that_is_no_number_moves_nothing_and_stops_the_run(work, whole, c
     assert run(work, "nan", 5, "--resume", "--config.guards.stop=", *QUICK, "--config.algorithm.ema_decay=0") == 0
     moved = saved(work / "nan", 5)
     assert any(not np.array_equal(moved[path], after[path]) for path in moved if path.startswith("['actor']"))
+
+
+def test_a_policy_beyond_the_kl_ceiling_is_stopped(work, whole, capsys):
+    """Of a run that is far from where it began the last checkpoint is what one goes back from."""
+    folder = until(work, whole, "far", 1)
+    ceiling = ["--config.guards.kl=1e-9", "--config.guards.stop=kl"]
+    for end in (2, 3):  # the same command, started again, is not to pass over it
+        assert run(work, "far", 3, "--resume=auto", *QUICK, *ceiling) == 2
+        assert f"step {end - 1}: kl: the policy is " in heard(capsys)[1]
+        assert [alarm["alarm"] for alarm in lines(folder / "alarms.jsonl")] == ["kl"] * (end - 1)
+        assert (folder / f"checkpoints/{end}").is_dir()
+    assert run(work, "far", 3, "--resume=auto", *QUICK, *ceiling[:1], "--config.guards.stop=") == 0
+    assert json.loads((folder / "summary.json").read_text())["alarms"] == {"kl": 2}
+    same(folder, whole)
+
+
+def test_a_held_out_score_that_falls_while_the_reward_rises_is_said(work, capsys, monkeypatch):
+    """The proxy goes up and what it stands for goes down: nobody looks at two curves at night."""
+    step, done = Iteration.__call__, []
+
+    def rewarded(self, state, number):
+        state, metrics, sampled = step(self, state, number)
+        done.append(number)
+        return state, metrics | {"critic/score/mean": float(number)}, sampled
+
+    monkeypatch.setattr(Iteration, "__call__", rewarded)
+    monkeypatch.setattr(outcome.Outcome, "score", property(lambda self: 0.3 if len(done) > 1 else 0.9))
+    watch = ["--config.eval.every=1", "--config.guards.window=1", "--config.guards.stop=heldout"]
+    assert run(work, "hacked", 3, *QUICK, *watch) == 2
+    said, error = heard(capsys)
+    says = "heldout: the held-out score fell from 0.90 to 0.30 while the reward rose from 0.00 to 1.00"
+    assert f"alarm at eval step 2: {says}" in said and f"step 2: {says}" in error and "the state is saved" in error
+    assert (work / "hacked/checkpoints/2").is_dir() and not (work / "hacked/checkpoints/3").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "sft"])

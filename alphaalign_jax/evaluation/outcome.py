@@ -86,7 +86,8 @@ def count(rows: Sequence[PromptRow], responses: Sequence[Response]) -> Outcome:
 def group_of(row: PromptRow) -> str:
     """Where a row is counted in the breakdown: its source, and adversarial benign apart from ordinary."""
     kind = row.category.partition("/")[0]
-    return f"{row.source}, {kind}" if kind in ("harmful", "benign", "adversarial_benign") else row.source
+    named = kind in ("harmful", "benign", "adversarial_benign")
+    return f"{row.source}, {kind.replace('_', ' ')}" if named else row.source
 
 
 def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[str, Outcome]:

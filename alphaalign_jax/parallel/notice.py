@@ -8,7 +8,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-import jax
 import numpy as np
 
 from alphaalign_jax.errors import ExpectedError
@@ -29,7 +28,8 @@ class Ended(ExpectedError):
 class Notice:
     """Knows, while it is entered, whether this run was asked to end. A second request ends it at once.
 
-    In a cluster a request to any process is one to all: they tell each other after every step, and only then.
+    In a cluster a request to any process is one to all: they tell each other whenever they ask, so all ask alike, after
+    every step and every batch of an evaluation.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class Notice:
         self._restore()
 
     def reached(self) -> bool:
-        """Whether to save and end: the same on all processes, which all ask after every step."""
+        """Whether to save and end: the same on all processes."""
         everyone = processes.gather_rows(np.asarray(self._signal or 0, np.int32))
         self._signal = int(everyone.max()) or None
         return self._signal is not None
 
     def check(self, what: str) -> None:
-        """Raises Ended between steps, where there is nothing to save; not in a cluster, whose others would wait."""
-        if self._signal is not None and jax.process_count() == 1:
+        """Raises Ended where there is nothing to save."""
+        if self.reached():
             raise self.ended(what)
 
     def ended(self, what: str) -> Ended:

@@ -24,8 +24,8 @@ from alphaalign_jax import buckets
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.train import resumption
-from alphaalign_jax.train.digest import digests
 from alphaalign_jax.types import TrainState
 
 # The policy and its average are items of their own, so that either can be read without the rest (``hf.load`` of a run's
@@ -49,6 +49,9 @@ class Progress:
     """What a run knows beside its arrays, saved with them. The data position and all keys are functions of the step."""
 
     config: dict[str, Any]
+    inputs: dict[str, str]  # what it reads from outside (``inputs.read_by``)
+    initial: str  # the weights it began with, the reference's (``inputs.weights_id``)
+    packages: dict[str, str]  # their versions (``records.packages``)
     before: dict[str, Any]  # outcomes at step 0
     seconds: float = 0.0  # that the run has taken
     evaluated: int = 0  # the last step that was evaluated
@@ -126,10 +129,10 @@ class Checkpoints:
         found = () if self._manager is None else self._manager.all_steps()
         return sorted({*found} - {*self._damaged}, reverse=True)
 
-    def check(self, config: config_lib.Config, resume: bool) -> str:
+    def check(self, config: config_lib.Config, resume: bool) -> Progress | None:
         """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints.
 
-        Returns what differs from the run so far in rounding alone, empty where nothing does.
+        Returns the progress of the newest that can be read, None for a new run.
         """
         if not resume and self.steps():
             raise ValueError(
@@ -137,7 +140,7 @@ class Checkpoints:
                 "--resume, or choose another --config.out"
             )
         if not resume:
-            return ""
+            return None
         if not self.steps():
             raise ValueError(f"--resume: {self.directory} holds no finished checkpoint; run without it")
         for step in self.steps():
@@ -146,7 +149,8 @@ class Checkpoints:
             except _Damaged as error:
                 self._damaged[step] = str(error)
             else:
-                return resumption.check(progress.config, config, step)
+                resumption.check(progress.config, config, step)
+                return progress
         raise self._nothing_left()
 
     # Writing ----------------------------------------------------------------------------------------------------------

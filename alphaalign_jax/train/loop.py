@@ -23,12 +23,12 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
-from alphaalign_jax.train import assembly, following
+from alphaalign_jax.train import assembly, following, inputs, resumption
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
-from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
+from alphaalign_jax.train.records import Records, brief, check_unused, finished, packages, versions
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
@@ -57,17 +57,22 @@ def train(
                 display.say(f"{config.location} has ended: {config.steps} steps")
                 return ended
             resume = bool(checkpoints.steps())
-        rounds = checkpoints.check(config, resume)
+        then = checkpoints.check(config, resume)
         if not resume:
             check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
-        if rounds:
-            display.say(f"the run goes on with other settings, equal to the run so far up to rounding: {rounds}")
         prepared = assembly.prepare(config, mirror)
+        read = inputs.read_by(prepared)
+        if then is not None:
+            inputs.check_unchanged(then.inputs, read)
+            rounds = resumption.rounding(then.config, config, then.packages, packages())
+            if rounds:
+                display.say(f"not as it was, so that the run goes on as it would have up to rounding: {rounds}")
         with contextlib.closing(Records(mirror.folder)) as records:
             with _ending_together():
-                summary = Run(prepared, checkpoints, records, mirror, display, notice, began).train(bool(resume))
+                run = Run(prepared, read, checkpoints, records, mirror, display, notice, began)
+                summary = run.train(bool(resume))
             records.summary({"command": command, **summary})
         return summary
 
@@ -91,6 +96,7 @@ class Run:
     def __init__(
         self,
         prepared: Prepared,
+        read: dict[str, str],
         checkpoints: Checkpoints,
         records: Records,
         mirror: buckets.Mirror,
@@ -98,7 +104,7 @@ class Run:
         notice: Notice,
         began: float,
     ):
-        self.p, self.config = prepared, prepared.config
+        self.p, self.config, self.read = prepared, prepared.config, read
         self.checkpoints, self.records, self.mirror = checkpoints, records, mirror
         self.display, self.notice, self.began = display, notice, began
         key = jax.random.key(self.config.seed)
@@ -143,11 +149,14 @@ class Run:
         self.records.begin()
         self.guards = Guards(self.config.guards)
         params = assembly.load_params(self.p)
+        initial = inputs.weights_id(params)
         if self.config.warmup.epochs:
             params = self._warm_up(params)
         before = self.evaluate(params, "before", step=0)
         state = self.iteration.steps.init_state(params, assembly.critic_params(self.p, params))
-        self.progress = Progress(dataclasses.asdict(self.config), as_json(before))
+        self.progress = Progress(
+            dataclasses.asdict(self.config), self.read, initial, packages(), before=as_json(before)
+        )
         if not self.config.eval.limit:  # else it is not of the prompts that later ones are of
             self._judge(before["all"].score, 0)
         self._save(state, wait=True)  # a run stopped in its first steps need not warm up again
@@ -161,7 +170,8 @@ class Run:
         self.guards = Guards(self.config.guards, self.progress.guards)
         if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
             self.progress.best = self.guards.state["best"] = None
-        self.progress.config = dataclasses.asdict(self.config)  # what the next resumption is compared with
+        # What the next resumption is compared with.
+        self.progress.config, self.progress.packages = dataclasses.asdict(self.config), packages()
         self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
         return self.iteration.steps.settled(state)
@@ -337,6 +347,7 @@ class Run:
             "before_by_source": rest(before),
             "after_by_source": rest(found),
             "data": self.p.audit.to_json(),
+            "inputs": {**self.read, "model.path": self.progress.initial},
             "steps": self.config.steps,
             "best": self.progress.best,
             "alarms": self.guards.state["count"],

@@ -135,6 +135,11 @@ def brief(row: PromptRow, response: Response) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions a figure depends on."""
+    return {"python": platform.python_version(), "platform": platform.platform(), **packages()}
+
+
+def packages() -> dict[str, str]:
+    """Versions of what computes, reads and writes for a run."""
     names = (
         "alphaalign_jax",
         "jax",
@@ -150,7 +155,7 @@ def versions() -> dict[str, str]:
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+    return found
 
 
 def _number(value: Any) -> Any:

@@ -23,22 +23,27 @@ _ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "al
 _ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention", "mesh", "reward_model.tensor")
 
 
-def check(then: dict[str, Any], now: Config, step: int) -> str:
-    """Raises ValueError, with the keys, where ``now`` would not go on as the run of ``then`` that has come to ``step``.
-
-    Returns what differs in rounding alone, empty where nothing does.
-    """
-    free = _FREE if now.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
-    found = _differences(then, plain(dataclasses.asdict(now)), free)
-    rounding = [line for line in found if line.startswith(_ROUNDS)]
-    differing = [line for line in found if line not in rounding]
+def check(then: dict[str, Any], now: Config, step: int) -> None:
+    """Raises ValueError, with the keys, where ``now`` would not go on as the run of ``then`` that has come to ``step``."""
+    differing = [line for line in _lasting(then, now) if not line.startswith(_ROUNDS)]
     if now.steps != then["steps"] and (now.optimizer.decay or now.critic.optimizer.decay):
         differing.append(f"steps: {then['steps']} then, {now.steps} now, and the learning rate's decay")
     if differing:
         raise ValueError(f"--resume: the config differs from the run's in {'; '.join(differing)}")
     if now.steps < step:
         raise ValueError(f"--resume: steps={now.steps}, but the run is already at step {step}")
-    return "; ".join(rounding)
+
+
+def rounding(then: dict[str, Any], now: Config, packages_then: dict[str, str], packages_now: dict[str, str]) -> str:
+    """What differs, of settings and packages, and may change the rounding of results; empty where nothing does."""
+    settings = [line for line in _lasting(then, now) if line.startswith(_ROUNDS)]
+    return "; ".join(settings + _differences(packages_then, packages_now, ()))
+
+
+def _lasting(then: dict[str, Any], now: Config) -> list[str]:
+    """Differing settings that a step's results depend on."""
+    free = _FREE if now.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
+    return _differences(then, plain(dataclasses.asdict(now)), free)
 
 
 def plain(value: Any) -> Any:

@@ -6,8 +6,10 @@ def score(questions: list[str], answers: list[str]) -> Sequence[float]    # NaN 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,12 +53,22 @@ def resolve(target: str) -> Callable[..., Any]:
     return function
 
 
+def _source(function: Callable[..., Any]) -> str:
+    """A digest of the file that the function stands in; empty for one of C, or of no file."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+        return f"sha256 {hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]}" if file else ""
+    except (TypeError, OSError):
+        return ""
+
+
 class CallableRewardModel:
     """Scores with a plain Python function; an exception in it stops the run and is shown with its cause."""
 
     def __init__(self, target: str):
         self.target = target
         self._function = resolve(target)
+        self.identity = _source(self._function)
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """float32 [n]; RewardModelError if the function raises or returns anything but n numbers."""

@@ -6,6 +6,9 @@ one compiled program a bucket however many rows a step brings. Axis letters: N r
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from alphaalign_jax.hf.paths import is_classifier, load_config, num_labels, reso
 from alphaalign_jax.hf.tokenizer import load_tokenizer
 from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout, build_mesh, host_memory, rule_table, use
+from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.rewards.reward_model.chat_text import ChatText
 from alphaalign_jax.rewards.reward_model.protocol import checked_texts
 
@@ -122,6 +126,12 @@ class ClassifierRewardModel:
             self._on_device = jax.tree.map(lambda x: x.sharding, self._weights)
             self._weights = jax.device_put(self._weights, host_memory(self._on_device))
         self._program = _scorer(network, self._layout, label)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A digest of its weights, its tokenizer and its template; on every mesh and host the same."""
+        known = digests(self._weights, across=False), self._text("How so?", "In this way: 1, 2 and é.")
+        return f"sha256 {hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]}"
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """float32 [n]; NaN where the answer does not fit beside its question."""

@@ -31,6 +31,9 @@ class RewardModel(Protocol):
     ``dispatch(questions, answers) -> Callable[[], scores]``: it launches its device work at once and returns the
     function that waits for it. ``AsyncScorer`` then launches on the caller's thread, so that all device programs are
     enqueued by one thread, in one order (two threads that enqueue collectives in different orders can deadlock).
+
+    One whose scores depend on files may have ``identity: str``, which tells them from others at the same place: a run
+    does not go on with another reward model than it had.
     """
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -119,6 +122,11 @@ class AsyncScorer:
             raise ValueError(f"a reward model needs score(questions, answers); {type(model).__name__} has none")
         self._model = model
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward-model")
+
+    @property
+    def identity(self) -> str:
+        """The model's own; empty where it has none."""
+        return getattr(self._model, "identity", "")
 
     def submit(self, questions: Sequence[str], answers: Sequence[str]) -> ScoreFuture:
         """Starts scoring n rows and returns at once. Raises ValueError for texts that do not pair up."""

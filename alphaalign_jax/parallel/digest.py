@@ -1,4 +1,4 @@
-"""Digests of arrays: what a checkpoint is checked by when it is read.
+"""Digests of arrays: what a checkpoint is checked by when it is read, and what tells weights from others.
 
 Orbax checks what its index says and not the values: of nine flips of one bit in a stored array, eight were read back as
 other weights without a word. These digests are found on the devices, before the arrays leave them, and again once they
@@ -20,19 +20,21 @@ from alphaalign_jax.types import Array
 _SALTS = (0x9E3779B9, 0x85EBCA6B)
 
 
-def digests(tree: Any) -> dict[str, str]:
+def digests(tree: Any, *, across: bool = True) -> dict[str, str]:
     """A hexadecimal digest of each array of a pytree, by its path; the same on every process.
 
     The digest of an array is the sum of its shards': found shard by shard where each lies, with nothing sent between
-    devices, and added up here.
+    devices, and added up here. ``across``: the arrays lie over all processes; else each has its own.
     """
     named = jax.tree_util.tree_leaves_with_path(tree)
     parts = [[_part(shard, leaf.shape) for shard in _own_shards(leaf)] for _, leaf in named]
     here = np.array([np.sum(jax.device_get(part), axis=0, dtype=np.uint32) if part else (0, 0) for part in parts])
-    everywhere = processes.gather_rows(here.astype(np.uint32)).sum(axis=0, dtype=np.uint32)
+    whole = here.astype(np.uint32)
+    if across:
+        whole = processes.gather_rows(whole).sum(axis=0, dtype=np.uint32)
     return {
         jax.tree_util.keystr(path): "".join(f"{int(word):08x}" for word in words)
-        for (path, _), words in zip(named, everywhere, strict=True)
+        for (path, _), words in zip(named, whole, strict=True)
     }
 
 

@@ -1,0 +1,86 @@
+"""What a run reads from outside, as digests: a path is the same setting when something else lies there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.models import Params
+from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel.digest import digests
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train.assembly import Prepared
+
+
+def read_by(prepared: Prepared) -> dict[str, str]:
+    """A line for each input that every step reads, under the setting that names it.
+
+    Not the initial weights: they are in each checkpoint. Of a reward server nothing is known.
+    Raises ValueError where the processes of a cluster read different things.
+    """
+    found = {
+        "data.train": _rows(prepared.train),
+        "data.heldout": _rows(prepared.heldout),
+        "model.path's tokenizer": _tokenizer(prepared.policy, prepared.train, prepared.heldout),
+    }
+    if prepared.scorer is not None and prepared.scorer.identity:
+        found["reward_model.target"] = prepared.scorer.identity
+    _check_alike(found)
+    return found
+
+
+def weights_id(params: Params) -> str:
+    """Which weights these are, on any mesh: of the initial policy, which is the reference of the KL."""
+    return _sha256([json.dumps(digests(params), sort_keys=True).encode()])
+
+
+def check_unchanged(then: dict[str, str], now: dict[str, str]) -> None:
+    """Raises ValueError, with the settings, where a resumed run would read something else than it did."""
+    changed = [
+        f"{name}: {then.get(name, 'nothing')} then, {now.get(name, 'nothing')} now"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume: what the run reads is not what it was ({'; '.join(changed)}); put it back, or start a new run "
+            "with another --config.out"
+        )
+
+
+def _check_alike(found: dict[str, str]) -> None:
+    """Each host reads its own files."""
+    for name, line in found.items():
+        own = np.frombuffer(hashlib.sha256(line.encode()).digest(), np.uint8)
+        everyone = processes.gather_rows(own)
+        others = [i for i in range(len(everyone)) if not np.array_equal(everyone[i], everyone[0])]
+        if others:
+            raise ValueError(
+                f"{name}: processes {others} read something else than process 0 (here: {line}); give all hosts the "
+                "same files"
+            )
+
+
+def _rows(prompts: PromptSet) -> str:
+    lines = (json.dumps([row.prompt, row.label]).encode() for row in prompts.rows)
+    return f"{len(prompts)} prompts, sha256 {_sha256(lines)}"
+
+
+def _tokenizer(policy: Policy, *sets: PromptSet) -> str:
+    """By what it makes of the prompts, chat template included, and by the bytes of each token."""
+    ids = (np.asarray(ids, np.int32).tobytes() for prompts in sets for ids in (prompts.prefix, *prompts.tails))
+    return f"sha256 {_sha256([repr(policy.stop_ids).encode(), *policy.token_bytes, *ids])}"
+
+
+def _sha256(parts: Iterable[Any]) -> str:
+    """The first 16 digits, over parts that are told apart."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()[:16]
