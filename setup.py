@@ -24,6 +24,7 @@ setup(
         "jinja2>=3.1",  # chat templates
         "rapidfuzz>=3.6",  # near-duplicates among prompts
         "rich>=13",
+        "aiohttp>=3.12",  # a reward model behind HTTP; datasets brings it anyway
         "tensorboard>=2.18",  # its event writer, and what shows the files; tensorboardX would import torch
     ],
     extras_require={

@@ -1,5 +1,5 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | data | convert | bench | plan``. Thin: it reads \
-arguments and calls the rooms."""
+"""The command line: ``alphaalign train | sft | generate | evaluate | data | convert | serve | bench | plan``. Thin: \
+it reads arguments and calls the rooms."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="source", required=True)
     convert.add_argument("--to", required=True)
     convert.add_argument("--format", required=True, choices=("hf", "orbax"))
+    _serving(commands)
     _measuring(commands)
     return out
 
@@ -101,6 +102,21 @@ def _using(commands: Any) -> None:
             "--format_mode", choices=("strict", "paper"), default="strict", help="what counts as in format"
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def _serving(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="a config's reward model behind HTTP, for runs on other machines")
+    serve.add_argument("--config", required=True, help="its reward_model section says what is served")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
+    serve.add_argument("--port", type=int, default=8000, help="0: one that is free")
+    serve.add_argument("--token_env", default="", help="environment variable with the bearer token to ask for")
+    serve.add_argument("--certificate", default="", help="PEM file, for https")
+    serve.add_argument("--key", default="", help="its private key, where that is another file")
+    serve.add_argument("--max_rows", type=int, default=1024, help="of a request, and about so many in a scoring call")
+    serve.add_argument("--max_request_bytes", type=int, default=16 << 20)
+    serve.add_argument("--max_waiting", type=int, default=8192, help="rows that wait; who brings more is told to wait")
+    serve.add_argument("--receive_timeout", type=float, default=30.0, help="seconds for a request to arrive")
+    serve.add_argument("--timeout", type=float, default=60.0, help="seconds for its scores")
 
 
 def _measuring(commands: Any) -> None:
@@ -198,6 +214,13 @@ def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     hf.convert(args.source, args.to, args.format)
 
 
+def _serve(args: Any, extra: Sequence[tuple[str, str]]) -> None:
+    from alphaalign_jax import config
+    from alphaalign_jax.serving import command
+
+    command.run(args, config.load(args.config, extra))
+
+
 def _bench(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import config
     from alphaalign_jax.bench import command
@@ -235,6 +258,7 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
     "evaluate": _evaluate,
     "data": _data,
     "convert": _convert,
+    "serve": _serve,
     "bench": _bench,
     "plan": _plan,
 }
@@ -249,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "plan":
             args.axes, extra = swept(extra)
         pairs = overrides(extra)
-        if pairs and args.command not in ("train", "sft", "bench", "plan"):
+        if pairs and args.command not in ("train", "sft", "serve", "bench", "plan"):
             raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
         _compilation_cache()
         processes.start()

@@ -41,8 +41,12 @@ class Display:
         self.console = console or rich.console.Console(quiet=not processes.first())
 
     def say(self, text: Any) -> None:
-        """Prints a table, or text as it is: what looks like markup may be a quoted prompt."""
-        self.console.print(printable(text) if isinstance(text, str) else text, markup=False)
+        """Prints a table, or text as it is: what looks like markup may be a quoted prompt, and a line that is broken at
+        80 columns is no command to copy, and found by no search in a log."""
+        if isinstance(text, str):
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.console.print(text)
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:

@@ -4,9 +4,13 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alphaalign_jax.cli import main
+from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.train.iteration import Iteration
+from alphaalign_jax.types import BENIGN
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPTS = [
@@ -48,6 +52,24 @@ def run(work, name, steps, *extra):
     settings = {**SMALL, "data.heldout": str(work / "heldout.jsonl"), "out": str(work / name), "steps": str(steps)}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
     return main(["train", f"--config={ROOT}/configs/tiny.py", *arguments, *extra])
+
+
+def answering(monkeypatch):
+    """As if every rollout of a benign prompt had an answer: these weights babble none, and no score would be read."""
+    judge = Engine.judge
+
+    def judged(self, rollout):
+        verdict = judge(self, rollout)
+        return verdict.replace(answered=jnp.ones_like(verdict.answered))
+
+    def asked(self, index, responses):
+        benign = [b for b, i in enumerate(index) if self.p.train.rows[i].label == BENIGN]
+        places = [(b, g) for b in benign for g in range(len(responses[b]))]
+        answers = ["So it is. " * (1 + b + 2 * g) for b, g in places]
+        return self.p.scorer.submit(["How so?"] * len(places), answers), places
+
+    monkeypatch.setattr(Engine, "judge", judged)
+    monkeypatch.setattr(Iteration, "_ask_reward_model", asked)
 
 
 def lines(path):

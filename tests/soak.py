@@ -19,6 +19,7 @@ import os
 import pathlib
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -28,16 +29,13 @@ from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.parallel.notice import PREEMPTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Small enough that most of a life is not its start. It is warmed up too little to earn a reward; actor and critic are
-# updated, weights averaged and held-out prompts looked at all the same.
+# Small enough that most of a life is not its start. The model is warmed up once, and both runs begin with it: it earns
+# rewards, so that what is compared has been learned.
 SETTINGS = {
     "mesh.devices": 1,
-    "warmup.epochs": 0.2,
+    "warmup.epochs": 0,
     "rollout.prompts": 8,
-    "rollout.group": 2,
-    "rollout.max_new_tokens": 24,
-    "rollout.cache": 24,
-    "rollout.bucket": 24,
+    "rollout.group": 4,
     "algorithm.minibatches": 2,
     "eval.batch": 24,
     "eval.every": 10,
@@ -48,15 +46,18 @@ KINDS = ("starting", "between steps", "in a save", "SIGTERM")
 
 
 class Life:
-    """One process of the run, and what it leaves in its folder meanwhile."""
+    """One process, and what it leaves in its folder meanwhile."""
 
-    def __init__(self, folder: pathlib.Path, steps: int):
+    def __init__(self, folder: pathlib.Path, command: str, settings: dict[str, object], *more: str):
         self.folder = folder
-        options = [f"--config.{key}={value}" for key, value in {**SETTINGS, "steps": steps, "out": folder}.items()]
-        command = ["-m", "alphaalign_jax.cli", "train", f"--config={ROOT}/configs/tiny.py", *options, "--resume=auto"]
+        options = [f"--config.{key}={value}" for key, value in {**settings, "out": folder}.items()]
         self.log = folder.with_suffix(".log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd=ROOT
+            [sys.executable, "-m", "alphaalign_jax.cli", command, f"--config={ROOT}/configs/tiny.py", *options, *more],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            cwd=ROOT,
         )
 
     def alive(self) -> bool:
@@ -128,20 +129,35 @@ def outcome(folder: pathlib.Path) -> dict[str, object]:
     }
 
 
+def rewards(folder: pathlib.Path) -> list[float]:
+    """Mean reward of each tenth of the run's steps."""
+    found = [record["critic/score/mean"] for record in records(folder) if record["phase"] == "train"]
+    size = max(1, len(found) // 10)
+    return [round(statistics.fmean(found[i : i + size]), 3) for i in range(0, size * (len(found) // size), size)]
+
+
 def soak(
-    folder: pathlib.Path, steps: int, kills: int, minutes: float, seed: int, display: Display
+    folder: pathlib.Path, steps: int, kills: int, minutes: float, epochs: float, seed: int, display: Display
 ) -> dict[str, object]:
     began, draw = time.monotonic(), random.Random(seed)
     left = lambda: minutes * 60 - (time.monotonic() - began)
-    clean = Life(folder / "clean", steps)
-    if clean.wait(left()):
-        raise SystemExit(f"the run in peace failed; its log: {folder / 'clean.log'}")
+
+    def to_its_end(life: Life, name: str) -> None:
+        if life.wait(max(1.0, left())):
+            raise SystemExit(f"{name} failed; its log: {life.folder.with_suffix('.log')}")
+
+    display.say("warming up the model that both runs begin with")
+    to_its_end(Life(folder / "start", "sft", {"mesh.devices": 1, "warmup.epochs": epochs}), "the warm-up")
+    settings = {**SETTINGS, "model.path": folder / "start/export", "steps": steps}
+    live = lambda place: Life(place, "train", settings, "--resume=auto")
+    display.say("the run in peace")
+    to_its_end(live(folder / "clean"), "the run in peace")
     ended, lost, lives = collections.Counter(), 0, 0
     kept = folder / "killed"
     with display.bar("kills", kills) as advance:
         while sum(ended.values()) < kills and left() > 0 and not (kept / "summary.json").is_file():
             lives += 1
-            life, kind = Life(kept, steps), draw.choices(KINDS, (1, 3, 3, 1))[0]
+            life, kind = live(kept), draw.choices(KINDS, (1, 3, 3, 1))[0]
             wait_for(life, kind, draw)
             if not life.alive():
                 if life.wait():
@@ -158,8 +174,7 @@ def soak(
             advance(1, steps=f"{saved_steps(kept)}/{steps}", lost=str(lost))
     while not (kept / "summary.json").is_file() and left() > 0:
         lives += 1
-        if Life(kept, steps).wait(max(1.0, left())):
-            raise SystemExit(f"the last life failed; the log: {kept.with_suffix('.log')}")
+        to_its_end(live(kept), "the last life")
     if not (kept / "summary.json").is_file():
         raise SystemExit(f"{minutes:g} minutes were not enough: {saved_steps(kept)} of {steps} steps")
     ours, theirs = outcome(kept), outcome(folder / "clean")
@@ -169,6 +184,7 @@ def soak(
         "by kind": dict(ended),
         "resumes": lives - 1,
         "steps lost": lost,
+        "reward by tenth": rewards(kept),
         "differs in": sorted(key for key in ours if ours[key] != theirs[key]),
         "seconds": round(time.monotonic() - began),
         "seed": seed,
@@ -180,6 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50, help="so many at least, where the steps last that long")
     parser.add_argument("--minutes", type=float, default=60, help="after which it is given up")
+    parser.add_argument("--epochs", type=float, default=8.0, help="of the format warm-up")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; the run's own is the config's")
     parser.add_argument("--out", default="runs/soak")
     args = parser.parse_args(argv)
@@ -189,12 +206,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder.mkdir(parents=True)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    found = soak(folder, args.steps, args.kills, args.minutes, args.seed, display)
+    found = soak(folder, args.steps, args.kills, args.minutes, args.epochs, args.seed, display)
     (folder / "soak.json").write_text(json.dumps(found, indent=2) + "\n")
     table = figures_table("soak", ("a run killed and resumed", "found"), left=("a run killed and resumed",), caption="")
     for name in ("steps", "kills", *KINDS, "resumes", "steps lost", "seconds"):
         value = found["by kind"].get(name, 0) if name in KINDS else found[name]
         table.add_row(f"  {name}" if name in KINDS else name, str(value))
+    first, last = found["reward by tenth"][0], found["reward by tenth"][-1]
+    table.add_row("reward, first and last tenth", f"{first:.2f}, {last:.2f}")
     table.add_row(
         "equal to the run in peace", "no: " + ", ".join(found["differs in"]) if found["differs in"] else "yes"
     )

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alphaalign_jax.config import Checkpoint
+from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.train import checkpoint
 from alphaalign_jax.train.checkpoint import CheckpointError, Checkpoints, Progress
-from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.types import TrainState
 
 

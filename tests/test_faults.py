@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from run_cases import ROOT, lines, run, saved
+from run_cases import ROOT, answering, lines, run, saved
 from test_reward_http import _Server, reply
 
 from alphaalign_jax.cli import main
@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_what_it_began_with(work, whole, capsys, monkeypatch)
 def test_hosts_with_other_files_are_refused(monkeypatch):
     """Each host reads its own copy of the data: one that is older trains on other prompts, and nothing shows it."""
     monkeypatch.setattr(inputs.processes, "gather_rows", lambda own: np.stack([own, own, own ^ 1]))
-    with pytest.raises(ValueError, match=r"data.train: processes \[2\] read something else than process 0 .*same files"):
+    with pytest.raises(ValueError, match=r"data.train: processes \[2\] read something else than process 0 .*files"):
         inputs._check_alike({"data.train": "4 prompts, sha256 0"})
 
 
@@ -200,10 +200,7 @@ def test_a_request_to_another_host_ends_this_one_in_an_evaluation_too(monkeypatc
 def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, capsys, monkeypatch):
     """A score that was never given and is trained on: as 0, as the last one, as whatever the reply begins with."""
 
-    def asking(self, index, responses):  # nothing that these weights babble is an answer
-        return self.p.scorer.submit(["How?"] * 3, ["So.", "Thus.", "In this way."]), [(0, 0), (0, 1), (1, 0)]
-
-    monkeypatch.setattr(Iteration, "_ask_reward_model", asking)
+    answering(monkeypatch)
     http = ["--config.reward_model.kind=http", "--config.reward_model.retries=0"]
 
     def ended(folder, *faults, delay=0.0, more=()):
@@ -212,7 +209,7 @@ def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, 
             return run(work, folder, 2, "--resume=auto", *QUICK, *http, target, *more)
 
     assert ended("served") == 0
-    for fault, says in ((reply(200, b'{"scores": [1]}'), "1 scores for 3 rows"), (reply(500, b""), "status 500")):
+    for fault, says in ((reply(200, b'{"scores": [1]}'), "1 scores for 8 rows"), (reply(500, b""), "status 500")):
         assert ended("faulty", fault) == 2
         assert says in heard(capsys)[1]
     assert ended("faulty", delay=0.5, more=["--config.reward_model.timeout_s=0.1"]) == 2
@@ -220,9 +217,13 @@ def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, 
     assert ended("faulty") == 0
     same(work / "faulty", work / "served", step=2)
     # A row that it cannot score is no fault: it is counted, and not trained on.
-    assert ended("null", *[reply(200, b'{"scores": [null, 1, NaN]}')] * 2) == 0
-    steps = [record for record in lines(work / "null/metrics.jsonl") if record["phase"] == "train"]
-    assert len(steps) == 2 and all(np.isfinite(step["actor/pg_loss"]) for step in steps)
+    assert ended("null", *[reply(200, b'{"scores": [null, 1, NaN, 1, 2, 1, 1, 1]}')] * 2) == 0
+    trained = lambda name: [record for record in lines(work / name / "metrics.jsonl") if record["phase"] == "train"]
+    for step in trained("null"):
+        assert step["reward/unscorable"] == 2 and step["reward/scored"] == 6 and np.isfinite(step["actor/pg_loss"])
+        # One of eight stands out in its group of two, by z = 1 / sqrt(2).
+        assert step["reward/helpfulness/mean"] == pytest.approx(0.5**0.5 / 8)
+    assert len(trained("null")) == 2 and all(step["reward/unscorable"] == 0 for step in trained("served"))
 
 
 def poisoned(monkeypatch, first):

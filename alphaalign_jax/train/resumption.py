@@ -24,7 +24,7 @@ _ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention", "me
 
 
 def check(then: dict[str, Any], now: Config, step: int) -> None:
-    """Raises ValueError, with the keys, where ``now`` would not go on as the run of ``then`` that has come to ``step``."""
+    """Raises ValueError, with the keys, where ``now`` would not go on as the run of ``then``, which is at ``step``."""
     differing = [line for line in _lasting(then, now) if not line.startswith(_ROUNDS)]
     if now.steps != then["steps"] and (now.optimizer.decay or now.critic.optimizer.decay):
         differing.append(f"steps: {then['steps']} then, {now.steps} now, and the learning rate's decay")

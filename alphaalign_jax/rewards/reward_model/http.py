@@ -35,7 +35,7 @@ from alphaalign_jax.text import printable
 
 log = logging.getLogger(__name__)
 _SHOWN = 400  # characters of an error, with what a server said
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class _Transient(Exception):
@@ -92,15 +92,15 @@ def _checked_url(url: str) -> SplitResult:
     return parts
 
 
-def _token(name: str | None) -> str | None:
-    """The bearer token in environment variable ``name``; its value appears in no message."""
+def bearer_token(name: str | None, setting: str) -> str | None:
+    """The bearer token in environment variable ``name``, which ``setting`` has; its value appears in no message."""
     if not name:
         return None
     token = os.environ.get(name)
     if not token:
-        raise ValueError(f"HTTP reward model: token_env names {name!r}, but that variable is unset or empty")
+        raise ValueError(f"{setting} names {name!r}, but that variable is unset or empty")
     if not (token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError(f"HTTP reward model: the value of {name!r} has blanks or control characters")
+        raise ValueError(f"{setting}: the value of {name!r} has blanks or control characters")
     return token
 
 
@@ -170,8 +170,8 @@ class HttpRewardModel:
             retry_after_limit, max_response_bytes,
         )  # fmt: skip
         self._url = _checked_url(url)
-        self._token = _token(token_env)
-        if self._token and self._url.scheme == "http" and self._url.hostname not in _LOOPBACK:
+        self._token = bearer_token(token_env, "HTTP reward model: token_env")
+        if self._token and self._url.scheme == "http" and self._url.hostname not in LOOPBACK:
             log.warning("the reward model's bearer token travels unencrypted to %s; use https", self._url.hostname)
         self._name = f"reward model at {self._url.scheme}://{self._url.netloc}{self._url.path}"
         self._pool = ThreadPoolExecutor(max_workers=max_concurrency, thread_name_prefix="reward-http")

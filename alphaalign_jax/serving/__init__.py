@@ -1,0 +1,1 @@
+"""A reward model of this machine for runs on others."""
