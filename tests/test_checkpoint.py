@@ -29,7 +29,7 @@ def state(step):
 
 
 def progress(best=None):
-    return Progress(config={}, inputs={}, initial="", packages={}, before={}, best=best)
+    return Progress(config={}, inputs={}, computed_by={}, initial="", best=best)
 
 
 def test_the_newest_the_best_and_every_so_many_are_kept(tmp_path):

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from alphaalign_jax.cli import main
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.parallel import notice
 from alphaalign_jax.rewards.reward_model import callable as callable_model
-from alphaalign_jax.train import checkpoint, inputs, iteration, loop
+from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
+from alphaalign_jax.train import checkpoint, iteration, loop, provenance
 from alphaalign_jax.train.iteration import Iteration
+from alphaalign_jax.train.records import Records
 
 QUICK = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
 
@@ -96,10 +99,10 @@ def test_a_run_goes_on_with_what_it_began_with(work, whole, capsys, monkeypatch)
         patched.setattr(callable_model.inspect, "getsourcefile", lambda function: __file__)
         assert run(work, "edited", 3, "--resume=auto", *QUICK) == 2
     assert "reward_model.target: sha256 " in heard(capsys)[1]
-    now = loop.packages()
-    monkeypatch.setattr(loop, "packages", lambda: {**now, "jax": "0.99.9"})
+    now = provenance.packages()
+    monkeypatch.setattr(provenance, "packages", lambda: {**now, "jax": "0.99.9"})
     assert run(work, "edited", 3, "--resume=auto", *QUICK) == 0
-    assert f"up to rounding: jax: {now['jax']!r} then, '0.99.9' now" in heard(capsys)[0]
+    assert f"up to rounding: jax: {now['jax']} then, 0.99.9 now" in heard(capsys)[0]
     same(folder, whole)
     read = json.loads((folder / "summary.json").read_text())["inputs"]
     assert read == json.loads((whole / "summary.json").read_text())["inputs"] and set(read) == {
@@ -109,9 +112,9 @@ def test_a_run_goes_on_with_what_it_began_with(work, whole, capsys, monkeypatch)
 
 def test_hosts_with_other_files_are_refused(monkeypatch):
     """Each host reads its own copy of the data: one that is older trains on other prompts, and nothing shows it."""
-    monkeypatch.setattr(inputs.processes, "gather_rows", lambda own: np.stack([own, own, own ^ 1]))
+    monkeypatch.setattr(provenance.processes, "gather_rows", lambda own: np.stack([own, own, own ^ 1]))
     with pytest.raises(ValueError, match=r"data.train: processes \[2\] read something else than process 0 .*files"):
-        inputs._check_alike({"data.train": "4 prompts, sha256 0"})
+        provenance._check_alike({"data.train": "4 prompts, sha256 0"})
 
 
 def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, capsys):
@@ -164,6 +167,56 @@ def test_a_full_disk_stops_the_run_and_loses_nothing_before(work, whole, capsys,
     same(folder, whole)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file of a disk without room")
+def test_records_that_cannot_be_written_stop_the_run_with_a_message(work, whole, capsys, monkeypatch):
+    """What stands in a file's buffer is written once more when it is closed: that error hides the one that says why."""
+    folder, begin = until(work, whole, "no-room", 1), Records.begin
+
+    def begun(self, *args):
+        said = begin(self, *args)
+        self._files["metrics"].close()
+        self._files["metrics"] = open("/dev/full", "a")
+        return said
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "begin", begun)
+        assert run(work, "no-room", 3, "--resume", *QUICK) == 2
+    _, said = heard(capsys)
+    assert "metrics.jsonl could not be written (No space left on device); once there is room" in said
+    # And a line that a host left half written when it lost its power does not stand in the way.
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'\x00\x00{"phase": "tr\n')
+    assert run(work, "no-room", 3, "--resume", *QUICK) == 0
+    assert "metrics.jsonl: 1 line(s) that a crash has left half written are taken out" in heard(capsys)[0]
+    same(folder, whole)
+
+
+def test_a_run_that_has_ended_is_not_taken_for_another(work, whole, capsys):
+    """Launchers add --resume=auto: a sweep that forgot another folder would read the first run's result every time."""
+    assert run(work, "whole", 3, "--resume=auto", *QUICK) == 0
+    assert "whole has ended: 3 steps" in heard(capsys)[0]
+    assert run(work, "whole", 3, "--resume=auto", *QUICK, "--config.seed=7") == 2
+    assert "differs from the run's in seed: 0 then, 7 now" in heard(capsys)[1]
+
+
+def test_the_best_of_the_last_look_is_kept_when_the_run_is_made_longer(work, monkeypatch):
+    """That look is after the last save: forgotten, the best weights are the first that later saves push out."""
+    step, done = Iteration.__call__, [0]
+
+    def counted(self, state, number):
+        done[0] = number + 1
+        return step(self, state, number)
+
+    monkeypatch.setattr(Iteration, "__call__", counted)
+    monkeypatch.setattr(outcome.Outcome, "score", property(lambda self: 0.9 if done[0] == 3 else 0.2))
+    watch = ["--config.warmup.epochs=0", "--config.export=false", "--config.eval.every=2", "--config.eval.limit=0"]
+    watch += ["--config.checkpoint.keep=1", "--config.checkpoint.keep_every=0"]
+    assert run(work, "longer", 3, *watch) == 0
+    assert run(work, "longer", 5, *watch, "--resume") == 0
+    assert {path.name for path in (work / "longer/checkpoints").glob("[0-9]*")} == {"3", "5"}
+    assert json.loads((work / "longer/summary.json").read_text())["best"] == {"step": 3, "score": 0.9}
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, notice.PREEMPTED), (signal.SIGINT, notice.INTERRUPTED)]
 )
@@ -172,7 +225,8 @@ def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys
     folder, step = until(work, whole, f"asked-{number}", 0), Iteration.__call__
 
     def asked(self, state, index):
-        os.kill(os.getpid(), number)
+        for _ in range(2 if number == signal.SIGTERM else 1):  # schedulers, and what stands between, pass it on each
+            os.kill(os.getpid(), number)
         return step(self, state, index)
 
     # A suite that was started in the background passes over Ctrl-C.
@@ -187,6 +241,41 @@ def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys
     signal.signal(number, outside)
     assert run(work, folder.name, 3, "--resume=auto", *QUICK) == 0
     same(folder, whole)
+
+
+def test_a_request_to_end_is_followed_while_the_reward_model_is_slow(work, whole, capsys, monkeypatch):
+    """Waited for, a server that takes minutes to give up has the notice's 30 seconds go by, and the state with them."""
+    folder = until(work, whole, "slow", 1)
+    answering(monkeypatch)
+    with monkeypatch.context() as patched:
+
+        def asked(self, questions, answers):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+        patched.setattr(callable_model.CallableRewardModel, "score", asked)
+        patched.setattr(AsyncScorer, "CLOSE_SECONDS", 0.1)
+        outside, began = signal.signal(signal.SIGTERM, signal.SIG_DFL), time.monotonic()
+        assert run(work, "slow", 3, "--resume", *QUICK) == notice.PREEMPTED
+        assert time.monotonic() - began < 50
+        signal.signal(signal.SIGTERM, outside)
+    assert "in step 1, waiting for the reward model" in heard(capsys)[1]
+    assert run(work, "slow", 3, "--resume", *QUICK) == 0
+    assert [r["step"] for r in lines(folder / "metrics.jsonl") if r["phase"] == "train"] == [0, 1, 2]
+
+
+def test_a_warm_up_survives_a_stop_in_the_first_look(work, capsys, monkeypatch):
+    """Saved only after it, a warm-up of an hour is made again at each start, where chips are taken away in between."""
+    stop = lambda *args, **named: (_ for _ in ()).throw(notice.Ended("asked to end", notice.PREEMPTED))
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "respond", stop)
+        assert run(work, "warm", 1, "--config.export=false") == notice.PREEMPTED
+    assert run(work, "warm", 1, "--config.export=false", "--resume=auto") == 0
+    said, _ = heard(capsys)
+    assert "resumed at step 0" in said and said.count("evaluate (before) 4/4") == 1
+    phases = [record["phase"] for record in lines(work / "warm/metrics.jsonl")]
+    assert phases.count("warmup") == 3 and phases.count("before") == 1
+    assert json.loads((work / "warm/summary.json").read_text())["before"]["n_harmful"] == 2
 
 
 def test_a_request_to_another_host_ends_this_one_in_an_evaluation_too(monkeypatch):
@@ -223,11 +312,14 @@ def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, 
         assert step["reward/unscorable"] == 2 and step["reward/scored"] == 6 and np.isfinite(step["actor/pg_loss"])
         # One of eight stands out in its group of two, by z = 1 / sqrt(2).
         assert step["reward/helpfulness/mean"] == pytest.approx(0.5**0.5 / 8)
+    assert ended("mute", *[reply(200, b'{"scores": [null, null, null, null, 1, null, 1, 2]}')]) == 2
+    assert "step 0: unscored: the reward model could not score 62% of the answers" in heard(capsys)[1]
+    assert len(trained("mute")) == 1 and saved(work / "mute", 1)
     assert len(trained("null")) == 2 and all(step["reward/unscorable"] == 0 for step in trained("served"))
 
 
 def poisoned(monkeypatch, first):
-    """From step ``first`` on an advantage is NaN."""
+    """From step ``first`` on a log-prob of the reference is NaN, and with it the KL, the rewards, and so on."""
     make = iteration.Steps
 
     class Poisoned(make):
@@ -238,11 +330,11 @@ def poisoned(monkeypatch, first):
             assemble = self.assemble
 
             def poison(*known):
-                batch, *rest = assemble(*known)
+                *known, scored = known
                 Poisoned.calls += 1
                 if Poisoned.calls > first:
-                    batch = batch.replace(advantage=batch.advantage.at[0, 0, 0].set(np.nan))
-                return batch, *rest
+                    scored = {**scored, "ref_logprob": scored["ref_logprob"].at[0, 0, 0].set(np.nan)}
+                return assemble(*known, scored)
 
             self.assemble = poison
 
@@ -263,13 +355,16 @@ def test_a_loss_that_is_no_number_moves_nothing_and_stops_the_run(work, whole, c
         if "['actor" in path:  # weights and moments
             assert np.array_equal(before[path], after[path]), path
     with np.load(work / "nan/left_out/step-1.npz") as batch:
-        assert np.isnan(batch["advantage"]).sum() == 1 and batch["tokens"].shape == batch["sampled"].shape
+        assert np.isnan(batch["ref_logprob"]).sum() == 1 and batch["tokens"].shape == batch["sampled"].shape
     step = next(r for r in lines(work / "nan/metrics.jsonl") if r["phase"] == "train" and r["step"] == 1)
-    assert step["actor/skipped"] == 1 and step["actor/pg_loss"] is None and step["critic/skipped"] == 0
+    assert step["actor/skipped"] == step["critic/skipped"] == 1 and step["actor/pg_loss"] is None
+    assert step["actor/kl_coef"] > 0, "a coefficient that is once NaN makes all later rewards so"
     alarm = lines(work / "nan/alarms.jsonl")[-1]
     assert alarm["alarm"] == "skipped" and alarm["step"] == 3
     # What is said to help: the run goes on, and the next batch is learned from.
     assert run(work, "nan", 5, "--resume", "--config.guards.stop=", *QUICK, "--config.algorithm.ema_decay=0") == 0
+    step = [record for record in lines(work / "nan/metrics.jsonl") if record["phase"] == "train"][-1]
+    assert step["step"] == 4 and step["actor/skipped"] == step["critic/skipped"] == 0
     moved = saved(work / "nan", 5)
     assert any(not np.array_equal(moved[path], after[path]) for path in moved if path.startswith("['actor']"))
 

@@ -210,13 +210,28 @@ def test_http_gives_up_without_a_server():
         (reply(200, b"\xff\xfe\xff"), "not JSON"),
         (reply(200, b"[1.0, 2.0]"), "expected .*got list"),
         (reply(200, b'{"score": [1.0, 2.0]}'), "expected .*keys"),
+    ],
+)
+def test_http_garbage_is_asked_for_again_and_never_read_as_scores(fault, said):
+    """A proxy answers for a server that starts again; one that goes on so is an error, not scores made up of it."""
+    with _Server(fault, fault) as server:
+        np.testing.assert_array_equal(quick(server.url).score(["q", "q"], ["a", "ab"]), np.float32([1, 2]))
+        assert len(server.requests) == 3
+    with _Server(*[fault] * 3) as server:
+        with pytest.raises(RewardModelError, match=f"gave up after 3 attempts; last: .*{said}"):
+            quick(server.url).score(["q", "q"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
         (reply(404, b"no such path"), "status 404.*no such path"),
         (reply(302, Location="http://127.0.0.1:1/"), "status 302.*not followed"),
         (reply(200, b" " * 5000), "above max_response_bytes=4000"),
     ],
 )
-def test_http_bad_replies_are_errors_at_once(fault, said):
-    """A reply that is wrong, not late, would be wrong again: no retries, no scores made up from what did arrive."""
+def test_http_refusals_are_errors_at_once(fault, said):
+    """The same request would be refused again, and minutes of retries hide why."""
     with _Server(fault) as server:
         with pytest.raises(RewardModelError, match=said):
             quick(server.url, max_response_bytes=4000).score(["q", "q"], ["a", "b"])

@@ -68,7 +68,8 @@ def update_kl_coef(
     """The coefficient for the next step.
 
     ``fixed`` returns it unchanged. ``adaptive`` is the proportional controller of Ziegler et al. 2019 (arXiv
-    1909.08593, section 2.2): ``coef * (1 + clip(kl / target - 1, +-0.2) * n_steps / horizon)``.
+    1909.08593, section 2.2): ``coef * (1 + clip(kl / target - 1, +-0.2) * n_steps / horizon)``; a KL that is no finite
+    number leaves it as it is, for all later rewards would be none.
 
     Args:
         kl_coef: float [].
@@ -101,4 +102,4 @@ def update_kl_coef(
         )
     error = jnp.asarray(current_kl, jnp.float32) / target - 1.0
     error = jnp.clip(error, -MAX_PROPORTIONAL_ERROR, MAX_PROPORTIONAL_ERROR)
-    return kl_coef * (1.0 + error * (n_steps / horizon))
+    return jnp.where(jnp.isnan(error), kl_coef, kl_coef * (1.0 + error * (n_steps / horizon)))

@@ -39,7 +39,7 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
     guards.length guards.kl""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
-    guards.truncated guards.flat guards.heldout""".split()
+    guards.truncated guards.flat guards.heldout guards.unscored""".split()
 
 
 def _get(config: Config, key: str) -> Any:

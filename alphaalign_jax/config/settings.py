@@ -120,7 +120,7 @@ class RewardModel:
     tensor: int = 1  # classifier: devices of this host that share one copy of its weights, which the others divide
     token_env: str = ""  # http: environment variable that holds the bearer token
     timeout_s: float = 60.0  # http: for the whole of an answer
-    retries: int = 5  # http: after the first try
+    retries: int = 12  # http: after the first try, with pauses from half a second to 30: minutes in all
 
 
 @_section
@@ -192,9 +192,12 @@ class Guards:
     window: int = 10  # steps
     # Names of alarms that end the run, with its state saved; the others are said, counted, and written down. Names are
     # the settings below.
-    stop: tuple = ("skipped",)
+    stop: tuple = ("skipped", "unscored")
     # Steps in a row in which an optimizer step was left out: its loss or gradient was no finite number.
     skipped: int = 3
+    # Share of a step's answers that the reward model could not score. They are left out, and refusals, which need no
+    # score, are not: what is trained on is then no fair draw.
+    unscored: float = 0.5
     over_refusal: float = 0.9  # share of the responses to benign prompts that refuse
     echo: float = 0.3  # share of responses that repeat the template's instruction
     empty: float = 0.3  # share of the reasoning blocks that have fewer than two words

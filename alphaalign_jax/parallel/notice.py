@@ -26,7 +26,8 @@ class Ended(ExpectedError):
 
 
 class Notice:
-    """Knows, while it is entered, whether this run was asked to end. A second request ends it at once.
+    """Knows, while it is entered, whether this run was asked to end. Ctrl-C a second time ends it at once; not SIGTERM,
+    which schedulers and what stands between pass on more than once.
 
     In a cluster a request to any process is one to all: they tell each other whenever they ask, so all ask alike, after
     every step and every batch of an evaluation.
@@ -47,7 +48,7 @@ class Notice:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._restore()
+        self._restore(*self._handlers)
 
     def reached(self) -> bool:
         """Whether to save and end: the same on all processes."""
@@ -66,13 +67,13 @@ class Notice:
         return Ended(f"ended by {number.name}: {what}; go on with --resume=auto", status)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        self._restore()
-        if processes.first():
+        first, self._signal = self._signal is None, number
+        if number == signal.SIGINT:
+            self._restore(number)
+        if first and processes.first():
             # Not print: the signal may have come while something was being printed.
-            os.write(2, b"\nasked to end: once this step is done and saved (again: at once)\n")
+            os.write(2, b"\nasked to end: once this step is done and saved (Ctrl-C again: at once)\n")
 
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, self._handlers.pop(number))

@@ -49,10 +49,10 @@ class Progress:
     """What a run knows beside its arrays, saved with them. The data position and all keys are functions of the step."""
 
     config: dict[str, Any]
-    inputs: dict[str, str]  # what it reads from outside (``inputs.read_by``)
-    initial: str  # the weights it began with, the reference's (``inputs.weights_id``)
-    packages: dict[str, str]  # their versions (``records.packages``)
-    before: dict[str, Any]  # outcomes at step 0
+    inputs: dict[str, str]  # ``provenance.inputs``
+    computed_by: dict[str, str]  # ``provenance.computed_by``
+    initial: str  # the weights it began with, the reference's (``provenance.weights_id``)
+    before: dict[str, Any] | None = None  # outcomes at step 0, once they are known
     seconds: float = 0.0  # that the run has taken
     evaluated: int = 0  # the last step that was evaluated
     best: dict[str, Any] | None = None  # {step, score} of the best evaluation so far (``Outcome.score``)

@@ -46,6 +46,9 @@ _RULES = {
     "flat": _Rule(
         "reward/equal_groups", "the rollouts of {value:.0%} of the prompts all earn the same: little to learn"
     ),
+    "unscored": _Rule(
+        "reward/unscored_rate", "the reward model could not score {value:.0%} of the answers", newest=True
+    ),
     "kl": _Rule("actor/kl", "the policy is {value:.3g} nats a token from the initial one", newest=True),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
+
+_LOOK_SECONDS = 1.0  # between looks at a request to end, where the reward model is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,15 @@ class Sampled:
 class Iteration:
     """Calls the compiled steps in order. The data position and all keys are functions of the step."""
 
-    def __init__(self, prepared: Prepared, key: jax.Array):
-        """``key``: of the rollouts; the step is folded in."""
-        self.p, self.config, self.key = prepared, prepared.config, key
+    def __init__(
+        self, prepared: Prepared, key: jax.Array, *, goes_on: bool = False, look: Callable[[str], None] = lambda _: None
+    ):
+        """``key``: of the rollouts; the step is folded in.
+
+        ``goes_on``: as an earlier life did, so that sampler and trainer need not be compared again.
+        ``look`` is called in long waits, with what is waited for: on all processes alike, and may raise.
+        """
+        self.p, self.config, self.key, self._look = prepared, prepared.config, key, look
         self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
         r = self.config.rollout
         self.sampling = Sampling.create(r.temperature, r.top_k, r.top_p)
@@ -67,12 +75,12 @@ class Iteration:
         balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
         self._controls = control_texts(prepared.policy.tokenizer)
-        self._gap_checked = False
+        self._gap_checked = goes_on
         self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
         """The state after ``step``, its metrics, and what was sampled. ``state`` is donated once the rewards are in: an
-        error of the reward model leaves it usable."""
+        error of the reward model, or of ``look``, leaves it usable."""
         clock = _Clock()
         # Responses that waited in a checkpoint are an earlier policy's: they say nothing of sampler and trainer.
         self._gap_checked |= state.ahead is not None
@@ -83,7 +91,11 @@ class Iteration:
             prompts = place(asked.prompts, self.p.train_layout)
             scored = self._score(state, prompts, rollout, step)
         with clock("reward_wait"):
-            helpfulness = _await_scores(asked.pending, verdict.refusal.shape)
+            helpfulness = _await_scores(
+                asked.pending,
+                verdict.refusal.shape,
+                lambda: self._look(f"in step {step}, waiting for the reward model"),
+            )
         with clock("adv"):
             known = (prompts, rollout, verdict, helpfulness, scored)
             batch, scores, metrics, kl_coef = self.steps.assemble(state.kl_coef, *known)
@@ -235,12 +247,16 @@ class _Clock:
         return timings | {"timing_s/step": time.perf_counter() - self._began}
 
 
-def _await_scores(pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [B, G], NaN where nothing was asked or nothing could be said."""
+def _await_scores(
+    pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int], look: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """float32 [B, G], NaN where nothing was asked or nothing could be said. ``look`` is called once a second."""
     helpfulness = np.full(shape, np.nan, np.float32)
     if pending is None:
         return helpfulness
     (future, places), error = pending, None
+    while not processes.gather_rows(np.asarray(future.wait(_LOOK_SECONDS))).all():
+        look()
     try:
         for (b, g), score in zip(places, future.result(), strict=True):
             helpfulness[b, g] = score

@@ -22,13 +22,13 @@ from alphaalign_jax.models import Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.notice import Ended, Notice
-from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
-from alphaalign_jax.train import assembly, following, inputs, resumption
+from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
+from alphaalign_jax.train import assembly, following, provenance, resumption
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
-from alphaalign_jax.train.records import Records, brief, check_unused, finished, packages, versions
+from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
@@ -54,6 +54,7 @@ def train(
         if resume == "auto":
             ended = finished(mirror.folder, config.steps)
             if ended is not None:
+                resumption.check(ended["config"], config, config.steps)
                 display.say(f"{config.location} has ended: {config.steps} steps")
                 return ended
             resume = bool(checkpoints.steps())
@@ -63,16 +64,9 @@ def train(
         if config.export:
             hf.check_target(config.export_dir)
         prepared = assembly.prepare(config, mirror)
-        read = inputs.read_by(prepared)
-        if then is not None:
-            inputs.check_unchanged(then.inputs, read)
-            rounds = resumption.rounding(then.config, config, then.packages, packages())
-            if rounds:
-                display.say(f"not as it was, so that the run goes on as it would have up to rounding: {rounds}")
-        with contextlib.closing(Records(mirror.folder)) as records:
-            with _ending_together():
-                run = Run(prepared, read, checkpoints, records, mirror, display, notice, began)
-                summary = run.train(bool(resume))
+        with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
+            run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
+            summary = run.train()
             records.summary({"command": command, **summary})
         return summary
 
@@ -90,13 +84,17 @@ def _ending_together() -> Iterator[None]:
         raise
 
 
+def _closing(scorer: AsyncScorer | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if scorer is None else contextlib.closing(scorer)
+
+
 class Run:
     """One training run, from a prepared config to its summary."""
 
     def __init__(
         self,
         prepared: Prepared,
-        read: dict[str, str],
+        then: Progress | None,
         checkpoints: Checkpoints,
         records: Records,
         mirror: buckets.Mirror,
@@ -104,24 +102,44 @@ class Run:
         notice: Notice,
         began: float,
     ):
-        self.p, self.config, self.read = prepared, prepared.config, read
+        """``then``: what is known of the run so far, where it is to go on.
+
+        Raises ValueError where it would read something else than it did.
+        """
+        self.p, self.config = prepared, prepared.config
         self.checkpoints, self.records, self.mirror = checkpoints, records, mirror
         self.display, self.notice, self.began = display, notice, began
+        self.inputs, self.computed_by = provenance.inputs(prepared), provenance.computed_by(prepared)
+        self.resumes, changed = then is not None, []
+        if then is not None:
+            provenance.check_inputs(then.inputs, self.inputs)
+            changed = resumption.rounding(then.config, self.config)
+            changed += provenance.differences(then.computed_by, self.computed_by)
+        if changed:
+            display.say(f"not as it was, so that the run goes on as it would have up to rounding: {'; '.join(changed)}")
         key = jax.random.key(self.config.seed)
         self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
-        self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT))
+        goes_on = self.resumes and not changed
+        self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), goes_on=goes_on, look=self.notice.check)
         self.progress: Progress  # these two come with the state
         self.guards: Guards
         self.due = ""  # the save that is: of a state to be "kept", or the "newest"
         self.saving = 0.0  # seconds that saves have held up steps since the last one
 
-    def train(self, resume: bool) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
+        steps, alike = self.config.steps, not self.config.eval.limit  # whether all looks are at the same prompts
         self._introduce()
-        state = self._resumed() if resume else self._fresh()
+        state = self._resumed() if self.resumes else self._fresh()
+        if self.progress.before is None:
+            before = self.evaluate(state.result, "before", step=0)
+            self.progress.before = as_json(before)
+            if alike:
+                self._judge(before["all"].score, 0)
         state = self._reinforce(state)
-        after = self.evaluate(state.result, "after", step=self.config.steps)
-        if not self.config.eval.limit:  # else it is not of the prompts that earlier ones are of
-            self._judge(after["all"].score, self.config.steps)
+        after = self.evaluate(state.result, "after", step=steps)
+        if alike:
+            self._judge(after["all"].score, steps)
+            following.sound(self.guards.evaluation(after["all"].score), "after", steps, self.records, self.display)
         if self.config.export:
             self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.location}/export")
@@ -145,33 +163,30 @@ class Run:
     # The state of the first step --------------------------------------------------------------------------------------
 
     def _fresh(self) -> TrainState:
-        """Warmed up and measured."""
+        """Warmed up, and saved: one that is stopped before its first step need not warm up again."""
         self.records.begin()
         self.guards = Guards(self.config.guards)
         params = assembly.load_params(self.p)
-        initial = inputs.weights_id(params)
+        known = dataclasses.asdict(self.config), self.inputs, self.computed_by, provenance.weights_id(params)
+        self.progress = Progress(*known)
         if self.config.warmup.epochs:
             params = self._warm_up(params)
-        before = self.evaluate(params, "before", step=0)
         state = self.iteration.steps.init_state(params, assembly.critic_params(self.p, params))
-        self.progress = Progress(
-            dataclasses.asdict(self.config), self.read, initial, packages(), before=as_json(before)
-        )
-        if not self.config.eval.limit:  # else it is not of the prompts that later ones are of
-            self._judge(before["all"].score, 0)
-        self._save(state, wait=True)  # a run stopped in its first steps need not warm up again
+        self._save(state, wait=True)
         return state
 
     def _resumed(self) -> TrainState:
         state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
-        for line in damaged:
+        for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated)):
             self.display.say(line)
-        self.records.begin(int(state.step), self.progress.evaluated)
         self.guards = Guards(self.config.guards, self.progress.guards)
+        ended = finished(self.mirror.folder, int(state.step))
+        if ended is not None:  # and is made longer: its last look is in no checkpoint
+            self.progress.best = ended["best"]
         if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
             self.progress.best = self.guards.state["best"] = None
         # What the next resumption is compared with.
-        self.progress.config, self.progress.packages = dataclasses.asdict(self.config), packages()
+        self.progress.config, self.progress.computed_by = dataclasses.asdict(self.config), self.computed_by
         self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
         return self.iteration.steps.settled(state)
@@ -202,7 +217,7 @@ class Run:
             for step in range(first, c.steps):
                 try:
                     state, metrics, sampled = self.iteration(state, step)
-                except RewardModelError:
+                except (RewardModelError, Ended):  # which leave the state as it is
                     self._save_whole(state)
                     raise
                 metrics["timing_s/save_checkpoint"], self.saving = self.saving, 0.0
@@ -347,7 +362,7 @@ class Run:
             "before_by_source": rest(before),
             "after_by_source": rest(found),
             "data": self.p.audit.to_json(),
-            "inputs": {**self.read, "model.path": self.progress.initial},
+            "inputs": {**self.inputs, "model.path": self.progress.initial},
             "steps": self.config.steps,
             "best": self.progress.best,
             "alarms": self.guards.state["count"],
@@ -355,8 +370,6 @@ class Run:
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
-        if self.p.scorer is not None:
-            self.p.scorer.close()
         self.display.say(outcome.comparison(before, found))
         self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
         return summary

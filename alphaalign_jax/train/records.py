@@ -8,7 +8,7 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -52,15 +52,18 @@ class Records:
         self._files: dict[str, Any] = {}
         self._tensorboard: dict[str, EventFileWriter] = {}
 
-    def begin(self, resume_step: int | None = None, evaluated: int = 0) -> None:
+    def begin(self, resume_step: int | None = None, evaluated: int = 0) -> list[str]:
         """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped, and
-        evaluations after the step ``evaluated``, which are made again."""
+        evaluations after the step ``evaluated``, which are made again. Returns what is to be said of them."""
         if not processes.first():  # one process writes for all
-            return
+            return []
+        said = []
         self.directory.mkdir(parents=True, exist_ok=True)
         for name in ("metrics", "samples", "alarms"):
             path = self.directory / f"{name}.jsonl"
-            kept = _before(path, resume_step, evaluated) if resume_step is not None else []
+            kept, broken = _before(path, resume_step, evaluated) if resume_step is not None else ([], 0)
+            if broken:
+                said.append(f"{path}: {broken} line(s) that a crash has left half written are taken out")
             output.write(path, "".join(kept))
             self._files[name] = path.open("a")
         # One folder each: they count steps of their own, and a resumption takes steps back from its own on, while an
@@ -72,13 +75,15 @@ class Records:
             if name != "warmup":
                 session = SessionLog(status=SessionLog.START)
                 self._tensorboard[name].add_event(Event(wall_time=time.time(), step=start, session_log=session))
+        return said
 
     def metrics(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         self._line("metrics", {"phase": phase, "step": step, **values})
         if self._tensorboard:
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-            self._tensorboard[_FOLDER.get(phase, "eval")].add_event(event)
+            with _writing(self.directory / "tensorboard"):
+                self._tensorboard[_FOLDER.get(phase, "eval")].add_event(event)
 
     def sample(self, record: Mapping[str, Any]) -> None:
         self._line("samples", record)
@@ -90,9 +95,11 @@ class Records:
         """Writes a step's batch down, whole and on the host, to look into; returns the file."""
         path = self.directory / f"left_out/step-{step}.npz"
         if processes.first():
-            path.parent.mkdir(exist_ok=True)
             leaves = jax.tree_util.tree_leaves_with_path(batch)
-            np.savez(path, **{jax.tree_util.keystr(place, simple=True, separator="."): leaf for place, leaf in leaves})
+            named = {jax.tree_util.keystr(place, simple=True, separator="."): leaf for place, leaf in leaves}
+            with _writing(path):
+                path.parent.mkdir(exist_ok=True)
+                np.savez(path, **named)
         return path
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -101,24 +108,31 @@ class Records:
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         if name not in self._files:
             return
-        try:
+        with _writing(self.directory / f"{name}.jsonl"):
             self._files[name].write(json.dumps({key: _number(value) for key, value in record.items()}) + "\n")
             self._files[name].flush()
-        except OSError as error:
-            raise ExpectedError(
-                f"{self.directory / name}.jsonl could not be written ({error.strerror}); once there is room, the run "
-                "can go on from its newest checkpoint with --resume"
-            ) from error
 
     def flush(self) -> None:
-        for writer in self._tensorboard.values():
-            writer.flush()
+        with _writing(self.directory / "tensorboard"):
+            for writer in self._tensorboard.values():
+                writer.flush()
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        for writer in self._tensorboard.values():
-            writer.close()
+        for file in (*self._files.values(), *self._tensorboard.values()):
+            with contextlib.suppress(OSError):  # a line that could not be written, which was said then
+                file.close()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """What the system says of a write, as one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise ExpectedError(
+            f"{path} could not be written ({error.strerror or error}); once there is room, the run can go on from its "
+            "newest checkpoint with --resume"
+        ) from error
 
 
 def brief(row: PromptRow, response: Response) -> dict[str, Any]:
@@ -144,6 +158,7 @@ def packages() -> dict[str, str]:
         "alphaalign_jax",
         "jax",
         "jaxlib",
+        "libtpu",
         "flax",
         "optax",
         "orbax-checkpoint",
@@ -163,12 +178,18 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _before(path: pathlib.Path, step: int, evaluated: int) -> list[str]:
-    """Lines of what came before the first step, of steps below ``step``, and of evaluations up to ``evaluated``."""
+def _before(path: pathlib.Path, step: int, evaluated: int) -> tuple[list[str], int]:
+    """Lines of what came before the first step, of steps below ``step``, and of evaluations up to ``evaluated``; and
+    how many are no records: a host that loses its power leaves such, not only at the end."""
     if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
+        return [], 0
     # An evaluation bears the number of the steps before it.
-    until = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf}
-    keep = lambda record: record["step"] < until.get(record["phase"], step)
-    return [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
+    until, kept, broken = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf}, [], 0
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            if record["step"] < until.get(record["phase"], step):
+                kept.append(line if line.endswith("\n") else f"{line}\n")
+        except (ValueError, LookupError, TypeError):
+            broken += 1
+    return kept, broken

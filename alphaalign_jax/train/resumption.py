@@ -12,6 +12,7 @@ from alphaalign_jax.config import Config
 # them), or an evaluation of a prompt (``eval.limit`` is how many prompts the periodic one takes).
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint", "guards")
 _FREE += (
+    "rollout.max_logprob_gap",
     "algorithm.reference_on_host",
     "reward_model.on_host",
     "reward_model.timeout_s",
@@ -34,10 +35,9 @@ def check(then: dict[str, Any], now: Config, step: int) -> None:
         raise ValueError(f"--resume: steps={now.steps}, but the run is already at step {step}")
 
 
-def rounding(then: dict[str, Any], now: Config, packages_then: dict[str, str], packages_now: dict[str, str]) -> str:
-    """What differs, of settings and packages, and may change the rounding of results; empty where nothing does."""
-    settings = [line for line in _lasting(then, now) if line.startswith(_ROUNDS)]
-    return "; ".join(settings + _differences(packages_then, packages_now, ()))
+def rounding(then: dict[str, Any], now: Config) -> list[str]:
+    """Differing settings that change the rounding of results and nothing else."""
+    return [line for line in _lasting(then, now) if line.startswith(_ROUNDS)]
 
 
 def _lasting(then: dict[str, Any], now: Config) -> list[str]:

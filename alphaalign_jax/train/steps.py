@@ -262,6 +262,7 @@ class Steps:
         return scores, {
             "reward/scored": counts.scored,
             "reward/unscorable": counts.unscorable,
+            "reward/unscored_rate": counts.unscorable / jnp.maximum(counts.scored + counts.unscorable, 1),
             "reward/flat_groups": counts.flat_groups,
         }
 

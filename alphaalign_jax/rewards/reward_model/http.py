@@ -4,14 +4,15 @@
     200        {"scores": [0.7, null, ...]}        one a row, null = could not score
 
 Retried with exponential backoff and jitter: status 429 and 5xx (``Retry-After`` honoured), time-outs, broken
-connections. Anything else is an error at once, since the same request would fail the same way: other statuses, a body
-that is not the JSON above, a wrong count. Redirects are not followed (the bearer token would travel to another host)
-and proxy variables are not read: a reward server is a neighbour. The standard library's client is enough for that, so
-no HTTP package is asked for.
+connections, and a 200 whose body is not the JSON above or has a wrong count, as that of a proxy whose server starts
+again. Anything else is an error at once, since the same request would fail the same way. Redirects are not followed
+(the bearer token would travel to another host) and proxy variables are not read: a reward server is a neighbour. The
+standard library's client is enough for that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import http.client
@@ -19,6 +20,7 @@ import json
 import logging
 import os
 import random
+import socket
 import ssl
 import threading
 import time
@@ -147,7 +149,8 @@ class HttpRewardModel:
     Args:
         url: ``http://host:port/path`` or ``https://...``.
         token_env: name of an environment variable that holds a bearer token; read once, here.
-        others: see ``_Limits``; times in seconds. With the defaults a dead server is given up after about 20 seconds.
+        others: see ``_Limits``; times in seconds. With the defaults a server that is down is given up after two to
+            four minutes: it may have weights to load.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class HttpRewardModel:
         max_concurrency: int = 4,
         connect_timeout: float = 5.0,
         read_timeout: float = 60.0,
-        max_retries: int = 5,
+        max_retries: int = 12,
         backoff: float = 0.5,
         max_backoff: float = 30.0,
         retry_after_limit: float = 300.0,
@@ -176,6 +179,7 @@ class HttpRewardModel:
         self._name = f"reward model at {self._url.scheme}://{self._url.netloc}{self._url.path}"
         self._pool = ThreadPoolExecutor(max_workers=max_concurrency, thread_name_prefix="reward-http")
         self._closed = threading.Event()
+        self._open: set[http.client.HTTPConnection] = set()  # requests that are under way
         self._call: threading.Event | None = None  # set to make a running call's requests stop retrying
 
     def __repr__(self) -> str:
@@ -205,11 +209,16 @@ class HttpRewardModel:
         return np.concatenate(parts) if parts else np.zeros((0,), np.float32)
 
     def close(self) -> None:
-        """Ends retrying and drops queued requests; one being answered ends by itself or at its time-out."""
+        """Ends all requests: those that wait, and those that are being answered."""
         self._closed.set()
         if self._call is not None:
             self._call.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for connection in list(self._open):
+            sock = connection.sock
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _score_batch(self, questions: list[str], answers: list[str], stop: threading.Event) -> np.ndarray:
         body = json.dumps({"questions": questions, "answers": answers}).encode()
@@ -218,7 +227,7 @@ class HttpRewardModel:
             if stop.is_set() or self._closed.is_set():
                 raise RewardModelError(f"{self._name}: stopped")
             try:
-                return _parse_scores(self._attempt(body), len(questions), self._name)
+                return self._scores(self._attempt(body), len(questions))
             except _Transient as error:
                 reason, asked = self._masked(str(error)), error.wait
             except RewardModelError as error:
@@ -235,6 +244,12 @@ class HttpRewardModel:
                 stop.wait(delay)
         raise RewardModelError(f"{self._name}: gave up after {limits.max_retries + 1} attempts; last: {reason}")
 
+    def _scores(self, body: bytes, n: int) -> np.ndarray:
+        try:
+            return _parse_scores(body, n, "the server")
+        except RewardModelError as error:
+            raise _Transient(str(error)) from None
+
     def _masked(self, text: str) -> str:
         """What a server says, cut, and without the token: some echo the header that they refuse."""
         for secret in (self._token, repr(self._token)[1:-1]) if self._token else ():  # as it is, and quoted
@@ -245,6 +260,7 @@ class HttpRewardModel:
         """One request; the body of a 200. _Transient where trying again makes sense."""
         limits = self._limits
         connection = self._connection()
+        self._open.add(connection)
         try:
             connection.connect()
             sock = connection.sock
@@ -261,6 +277,7 @@ class HttpRewardModel:
         except (OSError, http.client.HTTPException) as error:
             raise _Transient(f"{type(error).__name__}: {error}") from error
         finally:
+            self._open.discard(connection)
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:

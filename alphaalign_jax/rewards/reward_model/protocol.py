@@ -8,9 +8,12 @@ mixed: a failed call summed as 0 looks exactly like a policy that is not helpful
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -100,6 +103,10 @@ class ScoreFuture:
     def done(self) -> bool:
         return self._future.done()
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, after ``seconds`` at most."""
+        return bool(wait([self._future], seconds).done)
+
     def result(self, timeout: float | None = None) -> np.ndarray:
         """float32 [n], checked. Raises what scoring raised, or TimeoutError after ``timeout`` seconds."""
         return self._future.result(timeout)[0]
@@ -115,13 +122,20 @@ class AsyncScorer:
 
     One worker thread: calls are scored in the order they were submitted, and a backend needs no locks. A backend that
     wants several requests in flight (HTTP) splits one call itself. Texts are copied and checked at ``submit``.
+
+    The thread is a daemon, unlike an executor's: a function that takes an hour must not hold up the end of a run that
+    was asked to end.
     """
+
+    CLOSE_SECONDS = 5.0  # for a call that runs: a device is soon done
 
     def __init__(self, model: RewardModel):
         if not callable(getattr(model, "score", None)):
             raise ValueError(f"a reward model needs score(questions, answers); {type(model).__name__} has none")
         self._model = model
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward-model")
+        self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="reward-model", daemon=True)
+        self._thread.start()
 
     @property
     def identity(self) -> str:
@@ -133,7 +147,7 @@ class AsyncScorer:
         questions, answers = checked_texts(questions, answers)
         source = type(self._model).__name__
         if not questions:  # a batch without an answer: models need not know what to do with no rows
-            return ScoreFuture(self._pool.submit(lambda: (np.zeros(0, np.float32), 0.0)))
+            return self._enqueue(lambda: (np.zeros(0, np.float32), 0.0))
         begun = time.perf_counter()
         launch = getattr(self._model, "dispatch", None)
         finish = launch(questions, answers) if launch is not None else None
@@ -143,19 +157,37 @@ class AsyncScorer:
             values = finish() if finish is not None else self._model.score(questions, answers)
             return checked_scores(values, len(questions), source), time.perf_counter() - start
 
-        return ScoreFuture(self._pool.submit(call))
+        return self._enqueue(call)
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Submit and wait: float32 [n]."""
         return self.submit(questions, answers).result()
 
     def close(self) -> None:
-        """Drops calls that have not begun, then closes the model and waits for the one that runs."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Drops calls that have not begun, closes the model, and waits a little for the one that runs."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting = self._calls.get_nowait()
+                if waiting is not None:
+                    waiting[0].cancel()
+        self._calls.put(None)
         close = getattr(self._model, "close", None)
         if close is not None:
             close()
-        self._pool.shutdown(wait=True)
+        self._thread.join(self.CLOSE_SECONDS)
+
+    def _enqueue(self, call: Callable[[], tuple[np.ndarray, float]]) -> ScoreFuture:
+        future: Future = Future()
+        self._calls.put((future, call))
+        return ScoreFuture(future)
+
+    def _work(self) -> None:
+        for future, call in iter(self._calls.get, None):
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
 
     def __enter__(self) -> AsyncScorer:
         return self

@@ -1,23 +1,27 @@
-"""What a run reads from outside, as digests: a path is the same setting when something else lies there."""
+"""What a run reads, as digests, and what computes it: the same settings may find something else at the next start."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
+import alphaalign_jax
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Params
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.records import packages
 
 
-def read_by(prepared: Prepared) -> dict[str, str]:
+def inputs(prepared: Prepared) -> dict[str, str]:
     """A line for each input that every step reads, under the setting that names it.
 
     Not the initial weights: they are in each checkpoint. Of a reward server nothing is known.
@@ -34,23 +38,38 @@ def read_by(prepared: Prepared) -> dict[str, str]:
     return found
 
 
+def computed_by(prepared: Prepared) -> dict[str, str]:
+    """What results depend on in their rounding, or as the code does: packages, code, devices and how they are used."""
+    code = sorted(pathlib.Path(alphaalign_jax.__file__).parent.rglob("*.py"))
+    return packages() | {
+        "code": _sha256(part for file in code for part in (file.name.encode(), file.read_bytes())),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in prepared.train_layout.mesh.shape.items()),
+        "processes": str(jax.process_count()),
+    }
+
+
 def weights_id(params: Params) -> str:
     """Which weights these are, on any mesh: of the initial policy, which is the reference of the KL."""
     return _sha256([json.dumps(digests(params), sort_keys=True).encode()])
 
 
-def check_unchanged(then: dict[str, str], now: dict[str, str]) -> None:
+def check_inputs(then: dict[str, str], now: dict[str, str]) -> None:
     """Raises ValueError, with the settings, where a resumed run would read something else than it did."""
-    changed = [
-        f"{name}: {then.get(name, 'nothing')} then, {now.get(name, 'nothing')} now"
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
-    ]
+    changed = differences(then, now)
     if changed:
         raise ValueError(
             f"--resume: what the run reads is not what it was ({'; '.join(changed)}); put it back, or start a new run "
             "with another --config.out"
         )
+
+
+def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    return [
+        f"{name}: {then.get(name, 'nothing')} then, {now.get(name, 'nothing')} now"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
 
 
 def _check_alike(found: dict[str, str]) -> None:
