@@ -14,7 +14,8 @@ case "${1:-}" in
     shift
     if [ -s "$pid" ]; then pkill -KILL -s "$(cat "$pid")" || true; fi # an earlier run, whatever it started
     rm -f "$pid" "$status"
-    setsid bash -c 'echo $$ > "$1"; shift; bash "${@:2}"; echo $? > "$1"' -- "$pid" "$status" "$0" "$@" \
+    # A host that shuts down asks all its processes to end: this one waits for the run, and writes down how it ended.
+    setsid bash -c 'trap : TERM INT; echo $$ > "$1"; shift; bash "${@:2}"; echo $? > "$1"' -- "$pid" "$status" "$0" "$@" \
       < /dev/null > "$log" 2>&1 &
     until [ -s "$pid" ]; do sleep 0.1; done
     exit 0

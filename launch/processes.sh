@@ -34,10 +34,12 @@ fi
 [ -x "$VENV/bin/alphaalign" ] || install
 mkdir -p "$logs"
 declare -A number # of each process that runs, by its pid
-stop() { # for good: JAX takes a first request to end as news of a preemption, and goes on
-  for pid in "${!number[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
-}
-trap stop EXIT
+send() { for pid in "${!number[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
+# For good: commands other than train take a request to end as news of a preemption, as JAX does, and go on.
+trap 'send KILL' EXIT
+# Asked to end: each ends its step, saves, and ends with 75. Asked again: at once.
+asked=
+trap '[ -z "$asked" ] || exit 130; asked=1; echo "the processes are asked to end"; send TERM' TERM INT
 for ((i = 0; i < count; i++)); do
   ALPHAALIGN_PROCESS=$i "$VENV/bin/alphaalign" "$@" > "$logs/$i.log" 2>&1 &
   number[$!]=$i
@@ -47,6 +49,7 @@ ended_asked=0
 while [ "${#number[@]}" -gt 0 ]; do
   status=0
   wait -n -p ended "${!number[@]}" || status=$?
+  if [ -z "${ended:-}" ]; then continue; fi # a signal came
   i=${number[$ended]}
   unset "number[$ended]"
   if [ "$status" -eq 75 ]; then # asked to end, and saved: so are the others, each by itself

@@ -10,7 +10,7 @@
 # --runtime                image of the VMs (default: by type)
 # --env=NAME,NAME          variables of this shell that the run sees, such as a token
 # --wait=SECONDS           at most, for the chips (default: 86400)
-# --restarts=N             at most, after preemptions (default: 50)
+# --restarts=N             at most, after preemptions (default: 50); where a host fails, three in a row on the same chips
 # --attach                 the queued resource is there: show the log of the run on it, or start it; then as without
 # --keep                   do not delete it at the end
 # --dry-run                print the commands
@@ -172,6 +172,10 @@ if [ -z "$dry" ]; then
 fi
 archive "$stage/alphaalign_jax.tgz"
 guard
+again() { # after a run that ended with $1 on chips that are still there: whether another start may help, as where a host failed
+  case $1 in 1 | 134 | 137) [ "$failed" -lt 3 ] ;; *) return 1 ;; esac
+}
+
 for ((turn = 0; turn <= restarts; turn++)); do
   status=100
   if [ -n "$attach" ]; then
@@ -183,6 +187,12 @@ for ((turn = 0; turn <= restarts; turn++)); do
     ask
     if await && started; then status=0 && follow +1 || status=$?; fi
   fi
+  failed=0
+  while again "$status"; do
+    failed=$((failed + 1))
+    say "the run ended with $status; starting it again ($failed of 3)"
+    if started; then status=0 && follow +1 || status=$?; else status=100; fi
+  done
   if [ "$status" -ne 100 ]; then exit "$status"; fi
   say "the chips were taken away; asking again"
   delete

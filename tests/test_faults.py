@@ -163,6 +163,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing_before(work, whole, capsys,
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     _, said = heard(capsys)
     assert "a checkpoint could not be written" in said and "the run can go on from step 1 with --resume" in said
+    assert "File too large" in said and "Traceback" not in said, "what the system said, and once"
     assert run(work, "full", 3, "--resume", *QUICK) == 0
     same(folder, whole)
 

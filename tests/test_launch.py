@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import time
 
@@ -10,10 +11,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def processes(venv, *arguments, **environment):
+def start(venv, *arguments, **environment):
     command = ["bash", str(ROOT / "launch/processes.sh"), *arguments]
     known = dict(os.environ, VENV=str(venv), LOGS=str(venv / "logs"), **environment)
-    return subprocess.run(command, env=known, capture_output=True, text=True, timeout=60)
+    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def processes(venv, *arguments, **environment):
+    started = start(venv, *arguments, **environment)
+    out, error = started.communicate(timeout=60)
+    return subprocess.CompletedProcess(started.args, started.returncode, out, error)
 
 
 @pytest.fixture
@@ -55,6 +62,20 @@ def test_processes_that_were_asked_to_end_are_let_save(venv):
     """The first to be done would cut the others' checkpoint short; and who waits is not told to start again."""
     run = processes(venv, "2", "if [ $ALPHAALIGN_PROCESS = 0 ]; then sleep 1; echo saved; fi; exit 75")
     assert run.returncode == 75 and "saved" in run.stdout, run.stderr
+
+
+def test_a_request_to_end_is_passed_on_and_waited_for(venv):
+    """Killed with what started them, the processes end as in a crash."""
+    line = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.05; done"
+    started = start(venv, "2", line)
+    logs, deadline = [venv / f"logs/{i}.log" for i in range(2)], time.monotonic() + 20
+    while not all(log.exists() and "ready" in log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    out, error = started.communicate(timeout=20)
+    assert started.returncode == 75 and "asked to end" in out, error
+    assert all("saved" in log.read_text() for log in logs)
 
 
 def test_a_dry_run_starts_nothing(venv):

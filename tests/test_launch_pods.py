@@ -157,6 +157,47 @@ def test_tpu_vm_ends_with_the_run_s_own_status(world):
         (world.folder / "calls").unlink()
 
 
+def test_tpu_vm_starts_again_where_a_host_failed(world):
+    """The chips are there and the run is not: deleted for that, a pod that was waited for since yesterday is gone."""
+    failed = (0, "the run ended with 1")
+    for ends, looks, status, verbs in (
+        ([failed, DONE], 9, 0, "csaf" + "saf" + "d"),
+        ([failed], 33, 1, "csaf" + "saf" * 3 + "d"),
+    ):
+        world.answers = {"describe": [GONE, *[ACTIVE] * looks, GONE], "--follow": ends}
+        found, out, error = world.run("tpu_vm")
+        assert (found, world.verbs()) == (status, verbs), error
+        assert "the run ended with 1; starting it again (1 of 3)" in out
+        (world.folder / "calls").unlink()
+
+
+def test_a_host_that_shuts_down_leaves_the_run_s_status(tmp_path):
+    """All processes of a host are asked to end at once: the run saves, and its status must not be lost."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    for name in ("host.sh", "environment.sh", "constraints.txt"):
+        (tmp_path / "launch" / name).write_text((ROOT / "launch" / name).read_text())
+    run = "#!/usr/bin/env bash\ntrap 'sleep 1; echo saved; exit 75' TERM\necho runs\nwhile true; do sleep 0.05; done\n"
+    for name, text in (("python", "#!/bin/sh\nexit 0\n"), ("alphaalign", run)):
+        (tmp_path / "venv/bin" / name).write_text(text)
+        (tmp_path / "venv/bin" / name).chmod(0o755)
+    (tmp_path / "venv/.installed-tpu,gcs").touch()
+    (tmp_path / "setup.py").touch()
+    os.utime(tmp_path / "setup.py", (0, 0))
+    os.utime(tmp_path / "launch/constraints.txt", (0, 0))
+    host = ["bash", str(tmp_path / "launch/host.sh")]
+    known = dict(os.environ, VENV=str(tmp_path / "venv"))
+    subprocess.run([*host, "--start", "train"], env=known, check=True, timeout=20)
+    log, group = tmp_path / "runs/host.log", int((tmp_path / "runs/host.pid").read_text())
+    deadline = time.monotonic() + 20
+    while "runs" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGTERM)
+    follow = subprocess.run([*host, "--follow"], env=known, capture_output=True, text=True, timeout=20)
+    assert follow.returncode == 75 and "saved" in follow.stdout, follow.stdout + follow.stderr
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_tpu_vm_that_is_interrupted_deletes(world, sent):
     world.answers = {"describe": [GONE, ACTIVE, GONE], "--follow": [(0, "$ sleep 30")]}

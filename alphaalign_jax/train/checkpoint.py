@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
+import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +122,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept, create=True, cleanup_tmp_directories=True
             )
+            _hush()
             handlers = {name: _forgiving(ocp.StandardCheckpointHandler()) for name in (*_POLICY, "rest")}
             handlers["meta"] = _forgiving(ocp.JsonCheckpointHandler())
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
@@ -206,7 +210,7 @@ class Checkpoints:
             self._manager.reload()  # it has forgotten those that were to go once this one is written
             whole = self.steps()
             left = f"the run can go on from step {whole[0]} with --resume" if whole else "there is none before it"
-            reason = " ".join(str(error).split())[:300]
+            reason = _shortened(str(error), 300)
             raise CheckpointError(
                 f"a checkpoint could not be written to {self.directory} ({type(error).__name__}: {reason}); {left}, "
                 "once there is room and it may be written to"
@@ -295,11 +299,29 @@ def _sha256(value: Any) -> str:
 
 def _reason(error: Exception) -> str:
     """Why a checkpoint cannot be read, in one line. Raises the error where it may be whole, and cannot be reached."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())  # whole: what says so may stand at its end
     unreachable = isinstance(error, (MemoryError, PermissionError, ConnectionError, TimeoutError))
     if unreachable or any(word in text for word in _UNREACHABLE):
         raise error
     return f"{type(error).__name__}, {text[:120]}"
+
+
+def _shortened(text: str, length: int) -> str:
+    """In one line. What a thing was stands at a message's beginning, and what the system said of it at its end."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+
+
+@functools.cache
+def _hush() -> None:
+    """Of a write that fails Orbax's threads log each what they raise, with their tracebacks, before they give it to who
+    waits for them; and tensorstore's writes under way end at an event loop that is gone. Hundreds of lines, in which
+    the one that says what happened is not found."""
+    if os.environ.get("ALPHAALIGN_TRACEBACK"):
+        return
+    logging.getLogger("absl").addFilter(lambda said: said.levelno < logging.ERROR or "orbax" not in said.pathname)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else hook(said)
 
 
 @contextlib.contextmanager
