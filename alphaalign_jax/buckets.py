@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
 
 MARKER = "alphaalign.json"  # in a folder that is nothing without all its files (``hf.staging``): copied there last
@@ -86,8 +87,9 @@ class Mirror:
     Every process pulls, so that all see the same; the first one pushes.
     """
 
-    def __init__(self, url: str):
-        self.url, self.folder = url, local(url)
+    def __init__(self, url: str, say: Callable[[str], None] = lambda _: None):
+        """``say``: of a copy that fails while the run goes on, once; it is tried again with the next."""
+        self.url, self.folder, self._say, self._failing = url, local(url), say, False
         self._known: dict[str, tuple[int, int]] = {}  # what the bucket has: time and size of the local file
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "bucket")
         self._pushing: concurrent.futures.Future | None = None  # the last copy that was begun
@@ -110,12 +112,14 @@ class Mirror:
         if processes.first():
             check(f"{self.url}/{_WRITTEN}")  # found out now, not when the run is over
 
-    def push(self) -> None:
-        """Starts to copy what is new, if that was not done lately. The run goes on meanwhile, and where it fails."""
+    def push(self, *, now: bool = False) -> None:
+        """Starts to copy what is new, if that was not done lately or is asked for ``now``. The run goes on meanwhile,
+        and where it fails."""
         under_way = self._pushing is not None and not self._pushing.done()
-        if not (self._idle() or under_way) and time.monotonic() - self._pushed > _EVERY_SECONDS:
+        lately = time.monotonic() - self._pushed <= _EVERY_SECONDS
+        if not self._idle() and (now or not (under_way or lately)):
             self._pushed = time.monotonic()
-            self._pushing = self._pool.submit(self._copy)
+            self._pushing = self._pool.submit(self._try)
 
     def settle(self) -> None:
         """Copies all that is new. Raises OSError where that fails."""
@@ -132,6 +136,15 @@ class Mirror:
             if not processes.first():
                 fetch(f"{self.url}/{name}", target=self.folder / name)
         return self.folder / name
+
+    def _try(self) -> None:
+        try:
+            self._copy()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._say(f"the run's records could not be copied, which is tried again: {error}")
+            self._failing = True
 
     def _idle(self) -> bool:
         return not (remote(self.url) and processes.first())
@@ -170,9 +183,9 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def mirrored(url: str) -> Iterator[Mirror]:
-    """A run's folder, pulled, and pushed again whatever ends the run."""
-    mirror = Mirror(url)
+def mirrored(url: str, say: Callable[[str], None] = lambda _: None) -> Iterator[Mirror]:
+    """A run's folder, pulled, and pushed again whatever ends the run. ExpectedError where that fails at a good end."""
+    mirror = Mirror(url, say)
     mirror.pull()
     try:
         yield mirror
@@ -180,7 +193,10 @@ def mirrored(url: str) -> Iterator[Mirror]:
         with contextlib.suppress(OSError):  # what ended the run is what is to be told
             mirror.settle()
         raise
-    mirror.settle()
+    try:
+        mirror.settle()
+    except OSError as error:
+        raise ExpectedError(f"{error}; the run is done, and its records and export are in {mirror.folder}") from error
     if remote(url) and jax.process_count() > 1:  # the others would end, and not wait for ever for the first one's end
         multihost_utils.sync_global_devices("alphaalign_jax.buckets settled")
 

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from alphaalign_jax import buckets, hf, output
 from alphaalign_jax.cli import main
 from alphaalign_jax.data.prompts import Source, read
+from alphaalign_jax.errors import ExpectedError
 
 URL = "memory://bucket/run"
 
@@ -126,6 +127,30 @@ def test_records_are_copied_while_the_run_goes_on(machine, monkeypatch):
         assert listed() == {"run/.alphaalign", "run/metrics.jsonl"}
 
 
+def test_a_copy_that_fails_is_said_once_and_tried_again(machine, monkeypatch):
+    """A minute without a network ends a run of days; and a run that never reaches its bucket looks as if it did."""
+    said = []
+    with pytest.raises(ExpectedError, match="no network.*the run is done, and its records and export are in"):
+        with buckets.mirrored(URL, said.append) as mirror:
+            put_there = mirror._put
+
+            def copy(working):
+                monkeypatch.setattr(
+                    mirror, "_put", put_there if working else lambda *_: exec("raise OSError('no network')")
+                )
+                (mirror.folder / "metrics.jsonl").write_text(f"{len(said)} lines")
+                mirror.push(now=True)
+                mirror._pushing.result(timeout=10)
+
+            copy(False)
+            copy(False)
+            assert len(said) == 1 and "could not be copied, which is tried again" in said[0]
+            copy(True)
+            assert "run/metrics.jsonl" in listed()
+            copy(False)
+            assert len(said) == 2
+
+
 def test_a_local_run_is_left_alone(tmp_path):
     with buckets.mirrored(str(tmp_path / "run")) as mirror:
         assert mirror.folder == tmp_path / "run" and not mirror.folder.exists()
@@ -233,4 +258,4 @@ def test_a_run_in_a_bucket(gcs, machine, tmp_path):
     assert json.loads(gcs.cat_file("runs/reports/tiny.json"))["n_harmful"] == 2
     fetched = buckets.local("gs://runs/tiny", "fetched")
     assert [path.name for path in (fetched / "checkpoints").iterdir()] == ["2"]
-    assert {path.name for path in (fetched / "checkpoints/2").iterdir()} <= {"actor", "average"}
+    assert {path.name for path in (fetched / "checkpoints/2").iterdir()} <= {"actor", "average", "meta"}

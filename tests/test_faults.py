@@ -12,6 +12,7 @@ import pytest
 from run_cases import ROOT, answering, lines, run, saved
 from test_reward_http import _Server, reply
 
+from alphaalign_jax import hf
 from alphaalign_jax.cli import main
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.parallel import notice
@@ -115,6 +116,24 @@ def test_hosts_with_other_files_are_refused(monkeypatch):
     monkeypatch.setattr(provenance.processes, "gather_rows", lambda own: np.stack([own, own, own ^ 1]))
     with pytest.raises(ValueError, match=r"data.train: processes \[2\] read something else than process 0 .*files"):
         provenance._check_alike({"data.train": "4 prompts, sha256 0"})
+
+
+def test_a_damaged_checkpoint_is_no_model(work, whole, tmp_path):
+    """Read without its digests, a run that was damaged after its end is evaluated, converted and served as another."""
+    folder = until(work, whole, "as-model", 2)
+    hf.convert(str(folder), str(tmp_path / "orbax"), "orbax")
+    for place in (folder / "checkpoints/2/average", tmp_path / "orbax/params"):
+        hf.load(folder if place.name == "average" else place.parent, param_dtype="bfloat16")
+        file = largest(place)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="is not what was written; give an earlier checkpoint"):
+            hf.load(folder if place.name == "average" else place.parent)
+    hf.load(folder / "checkpoints/1")
+    (folder / "checkpoints/1/meta/metadata").write_text("{}")
+    with pytest.raises(ValueError, match="the checkpoint is damaged .*arrays"):
+        hf.load(folder / "checkpoints/1")
 
 
 def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, capsys):

@@ -2,7 +2,9 @@
 
 <dir>/params/          nested dict of arrays, as ``Network`` has it
 <dir>/config.json, generation_config.json, tokenizer files     as in a Hugging Face directory
-<dir>/alphaalign.json  that it is one, and its head
+<dir>/alphaalign.json  that it is one, its head, and a digest of each array: Orbax sees no bit that was flipped
+
+The weights of a training run are those of its checkpoint, which has the digests.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
-from alphaalign_jax.hf.paths import RUN_STEPS, is_step, kind, load_spec, marker
+from alphaalign_jax.hf.paths import RUN_STEPS, is_step, kind, load_spec, marker, read_json
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
+from alphaalign_jax.parallel.digest import digests
 
 
 def save_model(
@@ -35,7 +39,7 @@ def save_model(
     check_params(params, network.shapes())
     dtype = str(params["embed"]["table"].dtype)
     config = merged_config(network, base_config, tokenizer, dtype)
-    with staged(out_dir, kind="orbax_model", head=network.head, dtype=dtype) as out:
+    with staged(out_dir, kind="orbax_model", head=network.head, dtype=dtype, digests=digests(params)) as out:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(out / "params", params)
         if jax.process_index() == 0:
@@ -108,7 +112,8 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
         for key, subtree in shapes.items()
     }
     known = Network(dataclasses.replace(spec, num_labels=load_spec(path).num_labels), head).shapes()
-    params = _restore(_weights(path), target, known)
+    directory = _weights(path)
+    params = _restore(directory, target, known, _written(path, directory))
     if full_layers != network.spec.num_layers:
         params["layers"] = jax.tree.map(lambda x: x[: network.spec.num_layers], params["layers"])
         params["layers"] = jax.device_put(params["layers"], shardings["layers"])
@@ -119,18 +124,41 @@ def restore(path: Path, network: Network, shardings: Params, param_dtype: str, f
     return params
 
 
-def _restore(directory: Path, target: Params, known: Params) -> Params:
+def _written(path: Path, directory: Path) -> dict[str, str]:
+    """Digests of the arrays that were written to ``directory``, by their paths; empty where none were noted."""
+    if directory.name == "params":
+        return marker(path).get("digests", {})
+    prefix = f"['{directory.name}']"
+    try:
+        arrays = read_json(directory.parent / "meta/metadata")["arrays"]
+        return {name.removeprefix(prefix): text for name, text in arrays.items() if name.startswith(prefix)}
+    except (ValueError, LookupError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{directory.parent}: the checkpoint is damaged ({error!r:.200}); give an earlier one"
+        ) from error
+
+
+def _restore(directory: Path, target: Params, known: Params, written: dict[str, str]) -> Params:
     """Restores the subtree ``target`` of what is stored, which must be the tree ``known``.
 
-    Orbax passes over what is missing and what is too much, so both are checked here.
+    Orbax passes over what is missing and what is too much, so both are checked here, and each array against the digest
+    that was ``written``. One by one: they are read as they are stored, and may be wanted in half of that.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(directory).item_metadata if directory.is_dir() else None
     if metadata is None:
         raise ValueError(f"{directory} holds no Orbax weights; save the model again")
     check_params(metadata.tree, known, directory)
-    args = ocp.args.PyTreeRestore(
-        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-    )
+    stored, found = flatten_dict(metadata.tree), {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(directory, args=args)
+        for key, like in flatten_dict(target).items():
+            like_stored = jax.ShapeDtypeStruct(like.shape, stored[key].dtype, sharding=like.sharding)
+            item = unflatten_dict({key: like_stored})
+            restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+            one = checkpointer.restore(directory, args=args)
+            for name, digest in digests(one).items():
+                if written and written.get(name) != digest:
+                    raise ValueError(f"{directory}: {name} is not what was written; give an earlier checkpoint")
+            found[key] = flatten_dict(one)[key].astype(like.dtype)
+    return unflatten_dict(found)

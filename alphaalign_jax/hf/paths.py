@@ -67,8 +67,9 @@ def marker(path: Path) -> dict[str, Any]:
 
 def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:
     """A marker comes with a model, from anywhere: what it says must not lead out of its folder."""
-    files = said.get("files", [])
+    files, written = said.get("files", []), said.get("digests", {})
     fits = {
+        "digests": isinstance(written, dict) and all(isinstance(text, str) for text in written.values()),
         "kind": isinstance(said.get("kind"), str),
         "head": isinstance(said.get("head", ""), str),
         "files": isinstance(files, list) and all(is_plain_name(name) for name in files),
@@ -154,7 +155,7 @@ def _of_a_model(names: set[str]) -> set[str]:
     if f"model/{MARKER}" not in names:
         return names
     steps = [int(found[1]) for found in map(_STEP.fullmatch, names) if found]
-    apart = [f"checkpoints/{max(steps)}/{item}/" for item in ("actor", "average")] if steps else []
+    apart = [f"checkpoints/{max(steps)}/{item}/" for item in ("actor", "average", "meta")] if steps else []
     return {name for name in names if name.startswith(("model/", *apart))}
 
 

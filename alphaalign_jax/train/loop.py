@@ -47,7 +47,7 @@ def train(
     """
     began, display = time.perf_counter(), display or Display()
     with (
-        buckets.mirrored(config.location) as mirror,
+        buckets.mirrored(config.location, display.say) as mirror,
         contextlib.closing(Checkpoints(config.checkpoints_dir, config.checkpoint)) as checkpoints,
         Notice() as notice,
     ):
@@ -289,14 +289,14 @@ class Run:
     def _save_whole(self, state: TrainState) -> None:
         """Saves the state, and returns once that is so: what ends the run may say it."""
         self._save(state, wait=True)
-        self.checkpoints.wait()
+        self.checkpoints.wait()  # the records follow as the mirror is left
 
     def _save(self, state: TrainState, *, wait: bool) -> bool:
         """Starts to; False where the writer was busy, and it was not to ``wait`` for it."""
         began = time.perf_counter()
         try:
             self.records.flush()  # a run that goes on from here has what was written before
-            self.mirror.settle()
+            self.mirror.push(now=True)
         finally:
             self.progress.seconds, self.progress.guards = time.perf_counter() - self.began, self.guards.state
             saved = self.checkpoints.save(state, self.progress, wait=wait)
