@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import time
@@ -41,7 +42,7 @@ def remote(path: str | pathlib.Path) -> bool:
 def local(path: str | pathlib.Path, use: str = "runs") -> pathlib.Path:
     """The path itself, or what stands for a bucket's on this machine: one for each process, and for each ``use``."""
     if not remote(path):
-        return pathlib.Path(path)
+        return pathlib.Path(os.path.expanduser(path))
     scheme, _, rest = str(path).partition("://")
     parts = [part for part in rest.split("/") if part]
     if len(parts) < 2 or ".." in parts or not scheme.isalnum():
@@ -52,7 +53,11 @@ def local(path: str | pathlib.Path, use: str = "runs") -> pathlib.Path:
 def open_file(path: str, mode: str, **options: Any) -> IO[Any]:
     """``open`` for local files and those in buckets; options as ``open`` has them."""
     if not remote(path):
-        return open(path, mode, **options)
+        try:
+            return open(os.path.expanduser(path), mode, **options)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ValueError(f"{path[:200]!r} cannot be opened ({reason}); give the path of a file") from error
     _system(path)
     with saying(path, "opened"):
         return fsspec.open(path, mode, **options).open()
@@ -101,6 +106,7 @@ class Mirror:
         Raises ValueError where the bucket cannot be used, or a local folder is not that of all processes.
         """
         if not remote(self.url):
+            _check_folder(self.folder)
             _check_shared(self.folder)
             return
         system, root = _system(self.url)
@@ -225,6 +231,20 @@ def _system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{url}: {error}; for gs://: pip install 'alphaalign_jax[gcs]'") from error
     return system, root.rstrip("/")
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError for one that cannot be made or written to: found out now, not when there is something to."""
+    try:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if there.is_dir() and os.access(there, os.W_OK):
+            return
+        reason = "cannot be written to" if there.is_dir() else "is no folder"
+    except OSError as error:
+        there, reason = str(folder)[:200], error.strerror
+    raise ValueError(
+        f"{str(folder)[:200]}: the run cannot be kept there ({there}: {reason}); give another --config.out"
+    )
 
 
 def _check_shared(folder: pathlib.Path) -> None:

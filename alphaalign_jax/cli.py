@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -266,6 +267,7 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a mistake in its input ends in one line, not in a traceback."""
+    sys.excepthook = _said
     argv = sys.argv[1:] if argv is None else list(argv)
     args, extra = parser().parse_known_args(argv)
     args.command_line = shlex.join(["alphaalign", *argv])
@@ -288,6 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = error.status if isinstance(error, ExpectedError) else 2
         processes.abandon(status)
         return status
+
+
+def _said(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """An error that nobody expected, which may quote a file: Python itself would print what commands a terminal."""
+    print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _compilation_cache() -> None:

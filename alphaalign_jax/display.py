@@ -14,12 +14,12 @@ import rich.table
 import rich.text
 
 from alphaalign_jax.parallel import processes
-from alphaalign_jax.text import printable
+from alphaalign_jax.text import inline, printable
 
 
 def cell(text: str) -> rich.text.Text:
-    """A table's cell with a text of others: no markup, no control characters."""
-    return rich.text.Text(printable(text))
+    """A table's cell with a text of others: no markup, no control characters, no second line."""
+    return rich.text.Text(inline(text))
 
 
 def figures_table(title: str, columns: Sequence[str], *, left: Sequence[str], caption: str) -> rich.table.Table:
@@ -44,7 +44,7 @@ class Display:
         """Prints a table, or text as it is: what looks like markup may be a quoted prompt, and a line that is broken at
         80 columns is no command to copy, and found by no search in a log."""
         if isinstance(text, str):
-            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             self.console.print(text)
 
@@ -53,12 +53,12 @@ class Display:
         """Yields ``advance(n, **figures)``."""
         began, last = time.perf_counter(), 0.0
         columns = (
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TextColumn("{task.fields[figures]}", markup=False),
         )
         live = self.console.is_terminal
         with rich.progress.Progress(*columns, console=self.console, disable=not live) as progress:
@@ -67,7 +67,7 @@ class Display:
             def advance(n: int = 1, **figures: str) -> None:
                 nonlocal done, last
                 done += n
-                text = "  ".join(f"{key} {value}" for key, value in figures.items())
+                text = inline("  ".join(f"{key} {value}" for key, value in figures.items()))
                 progress.update(task, advance=n, figures=text)
                 now = time.perf_counter()
                 if not live and not self.console.quiet and (now - last > self.LINE_SECONDS or done >= total):

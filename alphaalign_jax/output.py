@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 import pathlib
+import secrets
 
 from alphaalign_jax import buckets
 from alphaalign_jax.parallel import processes
 
 
-def check(path: str) -> None:
-    """Raises ValueError for a file that could not be written once all is found."""
+def check(path: str, *inputs: str) -> None:
+    """Raises ValueError for a file that could not be written once all is found, or that is one of the ``inputs``."""
     if buckets.remote(path):
         buckets.check(path)
         return
-    target = pathlib.Path(path)
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        target = _target(path)
+        folder = next(parent for parent in (*target.parents, target) if parent.exists())
+        fits = not target.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+        same = [name for name in inputs if name and not buckets.remote(name) and _same(target, name)]
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ValueError(
+            f"--out={path[:200]}: cannot be written ({error.strerror}); give the path of a file"
+        ) from error
+    if not fits:
         raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
+    if same:
+        raise ValueError(f"--out={path}: cannot be written ({same[0]} is what is read); give another file")
 
 
 def write(path: str | pathlib.Path, text: str) -> None:
@@ -28,8 +38,26 @@ def write(path: str | pathlib.Path, text: str) -> None:
         with buckets.open_file(path, "w", encoding="utf-8") as file:
             file.write(text)
         return
-    target = pathlib.Path(path)
+    target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")  # hidden: a mirror of the folder passes over it
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    if target.exists() and not target.is_file():  # a pipe, /dev/null: to be written to, not put away
+        target.write_text(text, encoding="utf-8")
+        return
+    # Hidden: a mirror of the folder passes over it. Of a name that nobody can have put a link at.
+    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _target(path: str | pathlib.Path) -> pathlib.Path:
+    """Where it lies: through links, which stay."""
+    return pathlib.Path(os.path.expanduser(path)).resolve()
+
+
+def _same(target: pathlib.Path, name: str) -> bool:
+    other = pathlib.Path(os.path.expanduser(name))
+    return target.exists() and other.exists() and target.samefile(other)

@@ -67,6 +67,7 @@ def test_jsonl_rows_come_in_order_with_labels_of_any_case(tmp_path):
         ({"prompt": "x", "label": "benign", "answer": 3}, "answer is 3"),
         ('{"prompt": "\\ud800", "label": "benign"}', "surrogate"),
         ('{"prompt": "x", "label": "benign"', "JSON"),
+        ('{"prompt": "x", "label": "harmful", "label": "benign"}', "'label' is there twice"),
         ("[" * 100_000, "JSON"),
         ('["x", "benign"]', "not an object"),
     ],

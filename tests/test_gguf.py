@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,21 +20,40 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-def write_gguf(path: Path, arch: str, tensors: dict[str, np.ndarray], **changes) -> None:
+# Beside the architecture's, under full names.
+TOKENIZER = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "<|end|>"],
+    "tokenizer.ggml.token_type": [1, 1, 1, 3],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.bos_token_id": 3,
+    "tokenizer.ggml.eos_token_id": 3,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.chat_template": "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}",
+}
+
+
+def metadata(arch: str, **changes: Any) -> dict[str, Any]:
+    """Under full names; changes are named without the architecture, and None takes a key away."""
+    fields = dict(block_count=1, context_length=64, embedding_length=32, feed_forward_length=32)
+    fields |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.freq_base": 2e4}
+    fields |= {"attention.layer_norm_rms_epsilon": 1e-5, **changes}
+    return {f"{arch}.{key}": value for key, value in fields.items() if value is not None}
+
+
+def value_type(value: Any) -> int:
+    kinds = pytest.importorskip("gguf").GGUFValueType
+    if type(value) is int:
+        return kinds.UINT32 if 0 <= value < 2**32 else kinds.INT64 if value < 0 else kinds.UINT64
+    return kinds.get_type(value)
+
+
+def write_gguf(path: Path, arch: str, tensors: dict[str, np.ndarray], fields: dict[str, Any]) -> None:
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, arch)
-    fields = dict(block_count=1, context_length=64, embedding_length=32, feed_forward_length=32)
-    fields |= {"attention.head_count": 4, "attention.head_count_kv": 2, **changes}
     for key, value in fields.items():
-        if value is not None:
-            writer.add_key_value(
-                f"{arch}.{key}",
-                value,
-                gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32,
-            )
-    if "rope.freq_base" not in changes:
-        writer.add_rope_freq_base(2e4)
-    writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_key_value(key, value, value_type(value))
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -61,7 +82,7 @@ def test_gguf_query_rows_are_put_back(tmp_path):
             if arch == "llama"
             else {f"blk.0.attn_{n}.bias": np.arange(s, dtype=np.float32) for n, s in zip("qkv", (32, 16, 16))}
         )
-        write_gguf(tmp_path / f"{arch}.gguf", arch, tensors | extra)
+        write_gguf(tmp_path / f"{arch}.gguf", arch, tensors | extra, metadata(arch))
         network, params = hf.load(tmp_path / f"{arch}.gguf")
         assert (network.spec.rope_theta, network.spec.norm_eps, network.spec.tie_embeddings) == (2e4, 1e-5, True)
         np.testing.assert_array_equal(params["embed"]["table"], tensors["token_embd.weight"].astype(np.float32))
@@ -85,11 +106,83 @@ def test_gguf_metadata_is_refused_by_name(tmp_path):
         ("rope_freqs.weight", "llama", {}, {"rope_freqs.weight": np.ones(4, np.float32)}),
         ("extra blk.0.ffn_gate_inp.weight", "llama", {}, {"blk.0.ffn_gate_inp.weight": np.ones((8, 32), np.float32)}),
         ("general.architecture='gemma'", "gemma", {}, {}),
+        ("llama.attention.head_count is 0; expected a positive whole", "llama", {"attention.head_count": 0}, {}),
+        (r"llama.attention.head_count is \[4, 4\]", "llama", {"attention.head_count": [4, 4]}, {}),
+        ("llama.block_count is 2000000000; expected .* up to 4096", "llama", {"block_count": 2 * 10**9}, {}),
+        ("llama.embedding_length is 'abc'", "llama", {"embedding_length": "abc"}, {}),
+        ("rms_epsilon is 'abc'; expected a positive number", "llama", {"attention.layer_norm_rms_epsilon": "abc"}, {}),
+        ("rope.freq_base is inf", "llama", {"rope.freq_base": float("inf")}, {}),
+        ("rope.dimension_count is True", "llama", {"rope.dimension_count": True}, {}),
+        (r"rope.scaling.type is \['yarn'\]; expected a text", "llama", {"rope.scaling.type": ["yarn"]}, {}),
+        (
+            r"token_embd.weight is \[64\]; expected two axes",
+            "llama",
+            {},
+            {"token_embd.weight": np.ones(64, np.float32)},
+        ),
+        (r"lm_head.weight .* I32 cannot be read", "llama", {}, {"output.weight": np.ones((64, 32), np.int32)}),
     ]
     for i, (message, arch, changes, extra) in enumerate(cases):
-        write_gguf(tmp_path / f"{i}.gguf", arch, gguf_tensors() | extra, **changes)
-        with pytest.raises(ValueError, match=message):
-            hf.load(tmp_path / f"{i}.gguf")
+        file = tmp_path / f"{i}.gguf"
+        write_gguf(file, arch, gguf_tensors() | extra, metadata(arch, **changes))
+        with pytest.raises(ValueError, match=f"^{file}: .*{message}"):
+            hf.load(file)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("eos_token_id", 4, "is 4; expected the id of one of 4 tokens"),
+        ("bos_token_id", -1, "is -1; expected the id"),
+        ("padding_token_id", "3", "is '3'; expected the id"),
+        ("merges", [1, 2], r"is \[1, 2\]; expected a list of texts"),
+        ("merges", ["ab"], r"is \['ab'\]; expected a list of texts, two tokens with a space between"),
+        ("merges", "a b", "is 'a b'; expected a list"),
+        ("merges", ["a z"], "its tokenizer cannot be built: .*`z` out of vocabulary"),
+        ("tokens", [1, 2, 3, 4], r"is \[1, 2, 3, 4\]; expected a list of texts"),
+        ("tokens", ["a", "a", "ab", "b"], "token 'a' is in tokenizer.ggml.tokens twice"),
+        ("token_type", [1, 1], r"is \[1, 1\]; expected a list of 4 whole numbers"),
+        ("token_type", ["1"] * 4, "is .*; expected a list of 4 whole numbers"),
+        ("add_bos_token", 1, "is 1; expected true or false"),
+        ("model", ["gpt2"], r"is \['gpt2'\]; expected a text"),
+        ("pre", [1], r"is \[1\]; expected a text"),
+        ("tokenizer.chat_template", 5, "is 5; expected a text"),
+        ("general.architecture", ["llama"], r"is \['llama'\]; expected a text"),
+        ("llama.context_length", "64", "is '64'; expected a positive whole number"),
+    ],
+)
+def test_gguf_tokenizer_metadata_is_refused_by_name(key, value, message, tmp_path):
+    """Prevents an error of the interpreter, or one of the library's that names no file, for metadata of wrong types."""
+    file, key = tmp_path / "model.gguf", key if "." in key else f"tokenizer.ggml.{key}"
+    write_gguf(file, "llama", gguf_tensors(), metadata("llama") | TOKENIZER)
+    assert hf.load_tokenizer(file)("ab<|end|>")["input_ids"] == [3, 2, 3]
+    write_gguf(file, "llama", gguf_tensors(), metadata("llama") | TOKENIZER | {key: value})
+    named = "" if "cannot be built" in message or "twice" in message else f"metadata {key} "
+    with pytest.raises(ValueError, match=f"^{file}: {named}{message}"):
+        hf.load_tokenizer(file)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gguf_weights_that_are_not_finite_are_named(bad, tmp_path):
+    """Prevents figures of a damaged model, which look like those of a bad one."""
+    for name, ours in (("token_embd", "model.embed_tokens"), ("blk.0.ffn_up", "model.layers.0.mlp.up_proj")):
+        tensors = gguf_tensors()
+        tensors[f"{name}.weight"][-1, -1] = bad
+        write_gguf(tmp_path / f"{name}.gguf", "llama", tensors, metadata("llama"))
+        with pytest.raises(ValueError, match=f"tensor {ours}.weight has NaN or infinity"):
+            hf.load(tmp_path / f"{name}.gguf")
+
+
+def test_gguf_array_longer_than_its_file_is_refused(tmp_path):
+    """Prevents 60 bytes from filling the memory: of an array's numbers beyond the file's end, the library reads nothing
+    a trillion times."""
+    gguf, key, file = pytest.importorskip("gguf"), b"llama.list", tmp_path / "model.gguf"
+    for kind in (gguf.GGUFValueType.UINT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY):
+        array = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, kind, 2**40)
+        header = struct.pack("<IIQQQ", gguf.GGUF_MAGIC, gguf.GGUF_VERSION, 0, 1, len(key))
+        file.write_bytes(header + key + array)
+        with pytest.raises(ValueError, match=r"cannot be read as GGUF: .*it should go on to byte \d+, and has 58"):
+            hf.load(file)
 
 
 @needs_smollm2

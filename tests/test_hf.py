@@ -170,6 +170,85 @@ def test_wrong_tensors_are_named_before_weights_are_read(saved):
     hf.load(directory)  # old checkpoints carry this constant
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("stored", [np.float32, np.float16, jnp.bfloat16])
+def test_weights_that_are_not_finite_are_named(stored, bad, saved):
+    """Prevents an evaluation's figures of a damaged model, which look like those of a bad one."""
+    directory, tensors = saved
+    for name in ("lm_head.weight", "model.layers.2.self_attn.v_proj.bias", "model.layers.1.self_attn.o_proj.weight"):
+        damaged = {key: x.astype(stored) for key, x in tensors.items()}
+        damaged[name].reshape(-1)[-1] = bad
+        save_file(damaged, directory / "model.safetensors")
+        for dtype in ("float32", "bfloat16"):
+            with pytest.raises(ValueError, match=f"tensor {name} has NaN or infinity as {dtype}"):
+                hf.load(directory, param_dtype=dtype)
+
+
+def test_weights_beyond_the_dtype_that_is_asked_for_are_named(saved):
+    """Prevents infinity where a reward model is cast to float16."""
+    directory, tensors = saved
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1e5}, directory / "model.safetensors")
+    hf.load(directory, param_dtype="bfloat16")
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(ValueError, match="model.norm.weight has NaN or infinity as float16"),
+    ):
+        hf.load(directory, param_dtype="float16")
+
+
+CLASSIFIER = {"architectures": ["Qwen2ForSequenceClassification"]}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vocab_size": 2 * 10**9}, "vocab_size is 2000000000; expected a positive whole number up to 16777216"),
+        ({"num_hidden_layers": 2 * 10**9}, "num_hidden_layers is 2000000000; expected .* up to 4096"),
+        ({"intermediate_size": 2**20 + 1}, "intermediate_size is 1048577; expected .* up to 1048576"),
+        ({"architectures": 5}, "architectures is 5; expected a list of names"),
+        ({"architectures": [5]}, r"architectures is \[5\]; expected a list of names"),
+        ({"id2label": 5}, "id2label is 5; expected an object"),
+        (CLASSIFIER | {"id2label": [5]}, r"id2label is \[5\]; expected an object"),
+        (CLASSIFIER | {"num_labels": [5]}, r"num_labels is \[5\]; expected a positive whole number"),
+        (CLASSIFIER | {"num_labels": 2 * 10**9}, "num_labels is 2000000000; expected .* up to 1048576"),
+        ({"eos_token_id": [[1]]}, r"config.json: eos_token_id is \[\[1\]\]; expected a whole number, a list of them"),
+    ],
+)
+def test_values_of_configs_are_refused_by_name(changes, message, tmp_path):
+    """Prevents tables of billions of entries before a tensor is looked at, and errors of the interpreter."""
+    (tmp_path / "config.json").write_text(json.dumps(config("qwen2", **changes)))
+    with pytest.raises(ValueError, match=message):
+        hf.load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("eos", [[[1]], {"a": 1}, "2", True, [1, None], 1.0])
+def test_stops_of_generation_configs_are_ids(eos, tmp_path):
+    """Prevents an unhashable id, far from the file that it stands in."""
+    (tmp_path / "config.json").write_text(json.dumps(config("qwen2", eos_token_id=[1, 2])))
+    for fine in (None, 3, [1, 2]):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": fine}))
+        assert hf.load_generation_config(tmp_path) == {"eos_token_id": fine}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ValueError, match="generation_config.json: eos_token_id is .*; expected a whole number, a list"):
+        hf.load_generation_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "old, new, key",
+    [
+        ('"rope_theta": 50000.0', '"rope_theta": 50000.0, "rope_theta": 10000.0', "rope_theta"),
+        ('"rope_theta": 50000.0', '"rope_theta": 5e4, "rope_scaling": {"type": "default", "type": "yarn"}', "type"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(old, new, key, tmp_path):
+    """Prevents the last one from winning in silence: a model that runs, and is another than its config seems to say."""
+    text = json.dumps(config("qwen2"))
+    assert old in text
+    (tmp_path / "config.json").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=f"config.json cannot be read as JSON: the key '{key}' is there twice"):
+        hf.load_config(tmp_path)
+
+
 def test_tied_duplicate_is_taken_only_when_identical(tmp_path):
     """Prevents an untied head thrown away in silence because the config says tied."""
     network = Network(ModelSpec.from_hf(config("llama")))
@@ -181,6 +260,10 @@ def test_tied_duplicate_is_taken_only_when_identical(tmp_path):
     hf.load(tmp_path / "a")
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
     with pytest.raises(ValueError, match="tie_word_embeddings is true, but lm_head.weight differs"):
+        hf.load(tmp_path / "a")
+    tensors["model.embed_tokens.weight"][0, 0] = np.nan  # equal to no number, itself neither
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, file)
+    with pytest.raises(ValueError, match="tensor model.embed_tokens.weight has NaN or infinity"):
         hf.load(tmp_path / "a")
 
 
@@ -339,6 +422,9 @@ def test_resolve_says_what_it_looked_for(tmp_path):
     for missing in ("/no/such/model", "./no/such", "model.gguf", str(tmp_path / "nothing")):
         with pytest.raises(ValueError, match="does not exist; give"):
             hf.resolve(missing)
+    for name in ("a" * 300, f"{tmp_path}/{'a' * 300}", "~no-such-user-here/model"):
+        with pytest.raises(ValueError, match="cannot be looked up .*; give a directory"):
+            hf.resolve(name)
     with pytest.raises(ValueError, match="no config.json"):
         hf.resolve(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"not GGUF at all, but long enough to have a header")
@@ -397,3 +483,30 @@ def test_a_model_s_files_lead_nowhere_else(tmp_path):
         (model / "alphaalign.json").write_text(json.dumps(marker))
         with pytest.raises(ValueError, match="which is not what alphaalign writes there"):
             hf.load_config(model)
+    for gone in ("head", "dtype"):
+        marker = {"kind": "orbax_model", "head": "lm", "dtype": "float32"}
+        marker.pop(gone)
+        (model / "alphaalign.json").write_text(json.dumps(marker))
+        with pytest.raises(ValueError, match=f"'{gone}' is None, which is not what alphaalign writes there"):
+            hf.load(model)
+
+
+def test_steps_are_named_by_decimal_digits(tmp_path):
+    """Prevents a folder that is no checkpoint from ending the look for the newest, and one of a model from being read
+    as one of a run."""
+    network, marker = Network(ModelSpec.from_hf(config("llama"))), tmp_path / "model/alphaalign.json"
+    hf.save_model(random_params(network), network, tmp_path / "model")
+    said = json.loads(marker.read_text())
+    for name in ("\u00b2", "9", "10"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="names no 'item' of a checkpoint"):
+        hf.load(tmp_path / "checkpoints/9")
+    marker.write_text(json.dumps(said | {"steps": "../checkpoints", "item": "actor"}))
+    with pytest.raises(ValueError, match="checkpoints/10/actor holds no Orbax weights|checkpoints/10: the checkpoint"):
+        hf.load(tmp_path)
+    for name in ("9", "10"):
+        (tmp_path / "checkpoints" / name).rmdir()
+    with pytest.raises(ValueError, match="no finished checkpoint yet"):
+        hf.load(tmp_path)
+    with pytest.raises(ValueError, match="no config.json"):
+        hf.resolve(tmp_path / "checkpoints/\u00b2")

@@ -13,6 +13,7 @@ import tempfile
 import gguf
 import numpy as np
 import pytest
+import test_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,15 +24,17 @@ from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.wording import TAG_TEXTS
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.hf import gguf as gguf_files
-from alphaalign_jax.hf import load_tokenizer, paths
+from alphaalign_jax.hf import load, load_tokenizer, paths
 from alphaalign_jax.hf.safetensors_dir import SafetensorsDir
 from alphaalign_jax.models import ModelSpec
+from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import rule_table
 from alphaalign_jax.planning import chips
 from alphaalign_jax.rewards import hacking, oracle
 from alphaalign_jax.rewards.reward_model.http import HttpRewardModel, _parse_scores, retry_after_seconds
 from alphaalign_jax.rewards.reward_model.protocol import checked_scores
 from alphaalign_jax.text import printable
+from alphaalign_jax.train.assembly import as_source
 from alphaalign_jax.train.finetune import read_pairs
 from alphaalign_jax.types import LABELS
 
@@ -74,16 +77,16 @@ JSON = st.recursive(
 
 
 @st.composite
-def changed(draw, base):
+def changed(draw, base, values=JSON):
     """A JSON object like ``base`` with a few of its fields gone, or something else."""
     out = dict(base)
     for key in draw(st.lists(st.sampled_from(sorted(base)), min_size=1, max_size=3)):
         if draw(st.booleans()):
             out.pop(key, None)
         else:
-            out[key] = draw(JSON)
+            out[key] = draw(values)
     if draw(st.integers(0, 4)) == 0:
-        out[draw(WORD)] = draw(JSON)
+        out[draw(WORD)] = draw(values)
     return out
 
 
@@ -177,18 +180,38 @@ def keys(section, prefix=""):
             yield f"{prefix}{name}"
 
 
+def at(section, key):
+    for part in key.split("."):
+        section = getattr(section, part)
+    return section
+
+
 KEYS = sorted(keys(config_lib.defaults()))
+OF = lambda kind: st.sampled_from([key for key in KEYS if type(at(config_lib.Config(), key)) is kind])
 VALUE = st.one_of(
     WORD, st.integers(-(2**40), 2**40).map(str), st.floats().map(str), JSON.map(repr), JSON.map(json.dumps)
 )
 
 
-@cases(1500, st.sampled_from(KEYS) | WORD, VALUE)
-def test_settings_of_the_command_line(key, text):
+# Numbers that are none, or that the step does not have: float32 holds no more than 3.4e38, and takes 1e-46 for 0.
+NO_NUMBER = st.sampled_from(["nan", "inf", "-inf", "1e999", "-1e999", "NaN", "Infinity", "1e39", "1e-46"])
+CHANGE = (
+    st.tuples(st.sampled_from(KEYS) | WORD, VALUE)
+    | st.tuples(OF(float), NO_NUMBER)
+    | st.tuples(OF(float), st.floats().map(str) | st.floats(0, 2).map(str))
+    | st.tuples(OF(int), st.integers().map(str) | st.integers(-2, 9).map(str))
+    | st.tuples(OF(tuple), st.lists(NO_NUMBER | WORD, max_size=3).map(",".join))
+)
+drawn = set()
+
+
+@cases(1500, CHANGE)
+def test_settings_of_the_command_line(change):
     """What is taken is what was written, in the setting's own type; NaN is no number for any of them."""
+    key, text = change
+    drawn.add(text)
     config = config_lib.defaults()
     config.model.path, config.reward.helpfulness = "none", "off"
-    before = config.to_dict()
 
     def load():
         config_lib.override(config, key, text)
@@ -197,14 +220,44 @@ def test_settings_of_the_command_line(key, text):
     found = refused(load)
     if found is None:
         return
-    value, old = found, before
-    for part in key.split("."):
-        value, old = getattr(value, part), old[part]
-    assert type(value) is type(old)
+    value = at(found, key)
+    assert type(value) is type(at(config_lib.Config(), key))
     if isinstance(value, float):
-        assert not math.isnan(value) and value == float(text)
-    elif isinstance(value, str) or type(value) is int:
-        assert str(value) == text or value == int(text)
+        assert np.isfinite(np.float32(value)) and value == float(text) and (value == 0) == (np.float32(value) == 0)
+    elif type(value) is int:
+        assert value == int(text) == np.int32(value)
+    elif isinstance(value, str):
+        assert value == text
+    elif key == "data.ratios":
+        assert all(isinstance(share, float) and math.isfinite(share) for share in value)
+
+
+def test_there_were_numbers_among_them_that_are_none():
+    """One in a hundred of a thousand keys and words is none at all for most of the keys."""
+    if "test_settings_of_the_command_line" not in tried:
+        pytest.skip("a part of the file was run")
+    assert drawn >= {"nan", "inf", "-inf", "1e999", "1e39", "1e-46"}
+
+
+SOURCE = {"path": "a.jsonl", "kind": "csv", "where": (("a", "b"),), "ratio": 0.5, "label_map": (("a", "benign"),)}
+
+
+@cases(400, JSON | changed(SOURCE))
+def test_sources_of_a_mix(entry):
+    """What is taken has the types that reading counts on, before a row is read."""
+    source = refused(as_source, entry)
+    if source is not None:
+        assert "\0" not in source.path and 0 <= float(source.ratio) <= 1
+        assert all(len(pair) == 2 for pair in (*source.where, *source.label_map))
+
+
+@cases(300, st.floats() | st.floats(0, 2), st.integers() | st.just(0), st.floats() | st.floats(0, 1))
+def test_distributions(temperature, top_k, top_p):
+    """What float32 or int32 does not hold is an OverflowError of JAX's, or another distribution than was asked for."""
+    made = refused(Sampling.create, temperature, top_k, top_p)
+    if made is not None:
+        assert np.isfinite(made.temperature) and (made.temperature > 0) == (temperature > 0)
+        assert made.top_k == top_k and 0 < made.top_p <= 1
 
 
 @cases(600, st.lists(st.text(st.sampled_from("-=.config sweep_1aé\x1b"), max_size=20), max_size=4))
@@ -357,6 +410,29 @@ def test_gguf_files(content):
     path = file("bytes.gguf", content)
     gguf_files._parse.cache_clear()
     refused(gguf_files.read_config, path)
+
+
+NUMBER = st.integers(-3, 70) | st.integers(-(2**31), 2**31 - 1)
+ONE = [NUMBER, st.floats(width=32), st.booleans(), WORD]
+LISTS = st.one_of(st.lists(one, min_size=1, max_size=6) for one in [*ONE, st.just(["a"])])
+METADATA = test_gguf.metadata("llama") | test_gguf.TOKENIZER
+
+
+@cases(400, changed(METADATA, st.one_of(*ONE, st.integers(2**31, 2**64 - 1), LISTS)))
+def test_gguf_metadata(fields):
+    """Any type and number under any key: what is taken is what was written."""
+    path = FOLDER / "metadata.gguf"
+    test_gguf.write_gguf(path, "llama", test_gguf.gguf_tensors(), fields)
+    gguf_files._parse.cache_clear()
+    loaded, tokenizer = refused(load, path), refused(load_tokenizer, path)
+    if loaded is not None:
+        spec = loaded[0].spec
+        assert fields["llama.attention.head_count"] == spec.num_heads and fields["llama.block_count"] == spec.num_layers
+        assert np.float32(fields["llama.rope.freq_base"]) == np.float32(spec.rope_theta)
+    if tokenizer is not None:
+        assert len(tokenizer) == len(fields["tokenizer.ggml.tokens"]) == len(fields["tokenizer.ggml.token_type"])
+        assert tokenizer.chat_template == fields.get("tokenizer.chat_template")
+        assert max(tokenizer("ab<|end|> b")["input_ids"]) < len(tokenizer)
 
 
 @cases(150, broken((ROOT / "tests/test_malformed.py").read_bytes()[:400]) | JSON.map(lambda x: json.dumps(x).encode()))

@@ -130,6 +130,7 @@ DEEP = b'{"questions": ' + b"[" * 20_000
         (b"{", {}, 400, "not UTF-8 JSON"),
         (b"\xff", {}, 400, "not UTF-8 JSON"),
         (DEEP, {}, 400, "not UTF-8 JSON"),
+        (b'{"questions": [], "questions": ["a"], "answers": ["b"]}', {}, 400, "each key once"),
         ([], {}, 400, "nothing else"),
         ({"questions": ["a"]}, {}, 400, "nothing else"),
         ({**rows("a"), "model": "b"}, {}, 400, "nothing else"),

@@ -4,7 +4,9 @@ import io
 
 import rich.console
 
+from alphaalign_jax import cli
 from alphaalign_jax.cli import main
+from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import outcome
@@ -39,3 +41,24 @@ def test_errors_command_no_terminal(tmp_path, capsys):
     assert main(["generate", "--model=x\x1b[2J", f"--prompts={path}", f"--out={tmp_path / 'o'}"]) == 2
     said = capsys.readouterr().err
     assert "\x1b" not in said and said.count("\\x1b[2J") >= 2
+
+
+def test_a_source_cannot_write_lines_of_its_own(capsys):
+    """A column of a data file that reads as the report's own verdict, in colour, a megabyte wide."""
+    forged = "x\nall            999     999    1998\nduplicates: none [red]so[/red] :bomb:" + "y" * 10_000
+    Display().say(str(audit([PromptRow("How?", 0, source=forged)])))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 120 and not any(line.startswith("all            999") for line in lines)
+    assert "x\\nall" in lines[1]
+    Display().say("a :bomb: is quoted")
+    assert ":bomb:" in capsys.readouterr().out
+
+
+def test_an_error_that_nobody_expected_commands_no_terminal(capsys):
+    """Python prints the messages of exceptions as they are, and some quote a file."""
+    try:
+        raise KeyError("\x1b]0;owned\x07")
+    except KeyError as error:
+        cli._said(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "\\x1b]0;owned" in said and "\x1b" not in said

@@ -5,7 +5,7 @@ command line changes them again (``--config.rollout.group=4``). ``resolve`` turn
 of ``settings``, which is all that the code reads.
 """
 
-from alphaalign_jax.config.loading import defaults, load, override, resolve
+from alphaalign_jax.config.loading import defaults, load, override, read, resolve
 from alphaalign_jax.config.settings import Algorithm, Checkpoint, Config, Critic, Optimizer, Rollout, Warmup
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "defaults",
     "load",
     "override",
+    "read",
     "resolve",
 ]

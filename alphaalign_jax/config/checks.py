@@ -6,6 +6,9 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+
+from alphaalign_jax.config import urls
 from alphaalign_jax.config.settings import Config
 
 CHOICES = {
@@ -28,9 +31,11 @@ CHOICES = {
 _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
     data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
     warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
-    reward.std_floor algorithm.std_floor guards.window""".split()
+    reward.std_floor algorithm.std_floor guards.window optimizer.eps critic.optimizer.eps warmup.optimizer.eps
+    rollout.max_logprob_gap reward_model.batch reward_model.max_length reward_model.tensor reward_model.timeout_s
+    algorithm.kl_target algorithm.kl_horizon""".split()
 _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples warmup.micro_batch rollout.top_k
-    rollout.cache rollout.fewest_rows
+    rollout.cache rollout.fewest_rows reward.r_f reward.r_a reward.relative_std_floor reward_model.retries
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
@@ -40,6 +45,9 @@ _NOT_NEGATIVE = """seed samples mesh.devices warmup.epochs warmup.max_examples w
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
     guards.truncated guards.flat guards.heldout guards.unscored""".split()
+_BELOW_ONE = """optimizer.b1 optimizer.b2 critic.optimizer.b1 critic.optimizer.b2 warmup.optimizer.b1
+    warmup.optimizer.b2 algorithm.ema_decay""".split()
+_SIZES = "mesh.data mesh.fsdp mesh.tensor".split()
 
 
 def _get(config: Config, key: str) -> Any:
@@ -53,24 +61,15 @@ def check(config: Config) -> None:
     for key, valid in CHOICES.items():
         if _get(config, key) not in valid:
             raise ValueError(f"config.{key}={_get(config, key)!r}: expected one of {', '.join(valid)}")
-    for key in _POSITIVE:
-        if not _get(config, key) > 0:
-            raise ValueError(f"config.{key}={_get(config, key)}: expected a positive number")
-    for key in _NOT_NEGATIVE:
-        if not _get(config, key) >= 0:
-            raise ValueError(f"config.{key}={_get(config, key)}: expected 0 or more")
-    for key in _FRACTIONS:
-        if not 0 <= _get(config, key) <= 1:
-            raise ValueError(f"config.{key}={_get(config, key)}: expected a number from 0 to 1")
+    _check_ranges(config)
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise ValueError(f"config.name={config.name!r}: expected letters, digits, '_', '-' and '.': it names a folder")
     share = config.data.harmful_fraction
     if share != -1 and not 0 <= share <= 1:
         raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")
+    _check_target(config)
     _check_slices(config)
     r, a = config.rollout, config.algorithm
-    if not 0 <= a.ema_decay < 1:
-        raise ValueError(f"algorithm.ema_decay={a.ema_decay}: expected a number from 0 to below 1; 0 is off")
     _check_algorithm(config)
     _check_guards(config)
     if a.reference_on_host and not a.reference:
@@ -107,9 +106,44 @@ def check(config: Config) -> None:
         )
 
 
+def _check_ranges(config: Config) -> None:
+    """Of each number by itself."""
+    within = (
+        (_POSITIVE, lambda x: x > 0, "a positive number"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+        (_BELOW_ONE, lambda x: 0 <= x and np.float32(x) < 1, "a number from 0 to below 1"),
+        (_SIZES, lambda x: x == -1 or x >= 1, "a positive number, or -1 for what the other axes leave"),
+        (["reward_model.label"], lambda x: x >= -1, "0 or more, or -1 for the only one"),
+        (["rollout.top_p"], lambda x: 0 < x <= 1, "a number above 0 and at most 1, which is off"),
+    )
+    for keys, holds, expected in within:
+        for key in keys:
+            if not holds(_get(config, key)):
+                raise ValueError(f"config.{key}={_get(config, key)}: expected {expected}")
+
+
+def _check_target(config: Config) -> None:
+    """Whether or not it is read: it is written down with the config. Of a path or a name there is nothing to say."""
+    kind, target = config.reward_model.kind, config.reward_model.target
+    try:
+        if kind == "http" and "://" in target:
+            urls.checked(target)
+        elif kind == "http" or "://" in target:
+            urls.check_secrets(target)
+    except ValueError as error:
+        raise ValueError(f"config.reward_model.target: {error}") from None
+
+
 def _check_slices(config: Config) -> None:
     """Batches divide into mini-batches, and those into slices of a gradient."""
     r, a = config.rollout, config.algorithm
+    updates = config.steps * a.epochs * a.minibatches
+    if updates > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"steps={config.steps}, algorithm.epochs={a.epochs} and minibatches={a.minibatches} are {updates} updates: "
+            f"expected at most {np.iinfo(np.int32).max}"
+        )
     if r.prompts % a.minibatches:
         raise ValueError(f"rollout.prompts={r.prompts} does not divide into algorithm.minibatches={a.minibatches}")
     minibatch = r.prompts // a.minibatches

@@ -6,16 +6,25 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
+import os
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from alphaalign_jax.config.checks import check
 from alphaalign_jax.config.settings import Config
+
+_NUMBERS = tuple[float, ...]
+# What devices compute with. A float beyond is infinite or 0 there, an integer an error of whatever meets it first.
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_INTS = np.iinfo(np.int32)
 
 
 def defaults() -> ConfigDict:
@@ -31,23 +40,58 @@ def _to_dict(value: Any) -> Any:
 
 def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """Config of ``file.py`` or ``file.py:argument`` with dotted overrides, checked."""
+    return resolve(read(path, overrides))
+
+
+def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """What ``load`` checks: settings that are there and typed, and may yet be out of range."""
+    config = _made(path)
+    for key, text in overrides:
+        override(config, key, text)
+    return config
+
+
+def _made(path: str) -> ConfigDict:
+    """What ``get_config`` of the file returns. Whatever the file does wrong is a ValueError that names it."""
     name, _, argument = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
+    if not os.path.isfile(name):
         known = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("[!_]*.py"))) or "none in ./configs"
         raise ValueError(f"--config={path}: no such file; configs here: {known}")
+    file = pathlib.Path(name)
+    if file.suffix != ".py":
+        raise ValueError(f"--config={path}: expected a Python file with get_config(argument), such as configs/tiny.py")
     spec = importlib.util.spec_from_file_location(f"alphaalign_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     # What several configs share lies beside them (configs/_paper.py).
     sys.path.insert(0, str(file.parent.resolve()))
     try:
         spec.loader.exec_module(module)
+        make = getattr(module, "get_config", None)
+        config = make(argument) if callable(make) else None
+    except (Exception, SystemExit) as error:
+        raise ValueError(_fault(file, spec.origin, error)) from error
     finally:
         sys.path.pop(0)
-    config = module.get_config(argument)
-    for key, text in overrides:
-        override(config, key, text)
-    return resolve(config)
+    if not callable(make):
+        raise ValueError(f"--config={path}: no get_config in it; define get_config(argument), as configs/tiny.py does")
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        raise ValueError(
+            f"--config={path}: get_config returns {type(config).__name__}; return the ConfigDict that "
+            "alphaalign_jax.config.defaults() gives, with fields changed"
+        )
+    return config
+
+
+def _fault(file: pathlib.Path, origin: str, error: BaseException) -> str:
+    """What went wrong in a config file, in one line with the file's own."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and file.name in text:  # said by the file, to whoever gives its argument
+        return text
+    if len(text) > 400:  # of an unknown field: all that there are, and at the end which was meant
+        text = f"{text[:200]} ... {text[-200:]}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
+    place = f"{file}:{lines[-1]}" if lines else f"{file}"
+    return f"{place}: the config cannot be read ({type(error).__name__}: {text}); correct it there"
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
@@ -61,22 +105,35 @@ def override(config: ConfigDict, key: str, text: str) -> None:
             node = node[part]
     if isinstance(node[leaf], ConfigDict):
         raise ValueError(f"--config.{key}: is a section; set one of its fields: {', '.join(node[leaf])}")
-    node[leaf] = _parse(key, text, node[leaf])
-
-
-def _parse(key: str, text: str, present: Any) -> Any:
-    kind = type(present)
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind in (int, float):
-            return kind(text)
-        if kind is tuple:
-            # A bare comma-separated list of words, or a Python literal for anything nested.
-            return tuple(ast.literal_eval(text)) if text[:1] in ("(", "[") else tuple(p for p in text.split(",") if p)
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        raise ValueError(f"--config.{key}={text}: expected {kind.__name__}, as the present value {present!r}") from None
-    return text
+        node[leaf] = _parse(key, text, type(node[leaf]))
+    except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        kind = type(node[leaf]).__name__
+        raise ValueError(f"--config.{key}={text:.200}: expected {kind}, as the present value {node[leaf]!r}") from None
+
+
+def _parse(key: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind in (int, float):
+        return kind(text)
+    if kind is not tuple:
+        return text
+    # A bare comma-separated list of words, or of numbers where it is to have some; a Python literal for what is nested.
+    if text[:1] not in ("(", "["):
+        return tuple(map(float if _hint(key) == _NUMBERS else str, filter(None, text.split(","))))
+    found = ast.literal_eval(text)
+    if not isinstance(found, (tuple, list)):  # ("a.jsonl") is the text, whose letters are no sources
+        raise TypeError
+    return tuple(found)
+
+
+def _hint(key: str) -> Any:
+    """The type that ``Config`` gives to a key."""
+    kind: Any = Config
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:
@@ -101,24 +158,37 @@ def resolve(config: ConfigDict) -> Config:
     return out
 
 
-def _build(cls: type, values: dict, prefix: str) -> Any:
+def _build(cls: type, values: Any, prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+        raise ValueError(f"config.{prefix[:-1]}={values!r}: expected a section with {', '.join(hints)}")
     for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.4)
             raise ValueError(
                 f"config.{prefix}{name}: unknown config key"
                 + (f"; did you mean config.{prefix}{close[0]}?" if close else "")
             )
     built = {}
     for name, value in values.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            value = _build(kind, value, f"{prefix}{name}.")
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"config.{prefix}{name}={value!r}: expected {kind.__name__}")
-        built[name] = value
+        kind, key = hints[name], f"{prefix}{name}"
+        section = dataclasses.is_dataclass(kind)
+        built[name] = _build(kind, value, f"{key}.") if section else _typed(kind, value, key)
     return cls(**built)
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """The value as the setting's type has it: where command line and config files meet, so no number gets past."""
+    if kind == _NUMBERS:
+        return tuple(_typed(float, item, key) for item in _typed(tuple, value, key))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) <= _HUGE else math.inf
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"config.{key}={value!r}: expected {kind.__name__}")
+    if kind is float and not (math.isfinite(value) and (value == 0 or _TINY <= abs(value) <= _HUGE)):
+        raise ValueError(f"config.{key}={value}: expected a finite number: 0, or {_TINY:.1e} to {_HUGE:.1e} in size")
+    if kind is int and not _INTS.min <= value <= _INTS.max:
+        raise ValueError(f"config.{key}={value}: expected a number from {_INTS.min} to {_INTS.max} (int32)")
+    if kind is str and "\0" in value:
+        raise ValueError(f"config.{key}: has a NUL in it, which no path or name may; leave it out")
+    return value

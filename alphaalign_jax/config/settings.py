@@ -41,7 +41,8 @@ class Mesh:
 @_section
 class Data:
     train: tuple = ("demo/train",)  # demo/..., a .jsonl/.csv/.parquet file, or a data.Source as a dict
-    ratios: tuple = ()  # shares of the sources of train, in their order, summing to 1; empty: as the sources say
+    # Shares of the sources of train, in their order, summing to 1; empty: as the sources say.
+    ratios: tuple[float, ...] = ()
     heldout: tuple = ("demo/heldout",)
     harmful_fraction: float = -1.0  # of every training batch; -1: chance decides, at the shares of the mix
     label_noise: float = 0.0  # share of the training labels to turn round, to see what wrong labels do; held out: none

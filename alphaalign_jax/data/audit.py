@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.text import inline
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
 Group = tuple[int, ...]  # indices of rows that share a prompt, ascending
@@ -59,9 +60,10 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        width = max([len("source"), *(len(name) for name in self.by_source)])
+        by_source = [(inline(name, 60), counts) for name, counts in sorted(self.by_source.items())]
+        width = max([len("source"), *(len(name) for name, _ in by_source)])
         lines = [f"{'source':<{width}}  {'harmful':>7}  {'benign':>7}  {'all':>7}"]
-        for name, counts in [*sorted(self.by_source.items()), ("all", self.by_label)]:
+        for name, counts in [*by_source, ("all", self.by_label)]:
             lines.append(f"{name:<{width}}  {counts['harmful']:>7}  {counts['benign']:>7}  {sum(counts.values()):>7}")
         lines += self._groups("exact duplicates", self.exact_duplicates)
         lines += self._groups("duplicates but for case, spacing, quotes", self.duplicates)

@@ -10,6 +10,7 @@ from rapidfuzz import fuzz, process
 
 from alphaalign_jax.data.audit import normalise
 
+_LONGEST = 8192  # characters that are compared
 _BLOCK = 1024  # prompts compared with all others at a time: the similarities of so many are in memory
 
 
@@ -23,11 +24,12 @@ def near_pairs(prompts: Sequence[str], others: Sequence[str], cutoff: float) -> 
     """Pairs of a prompt and another one with a similarity of at least ``cutoff``, the nearest first.
 
     The similarity is 1 - (insertions and deletions that make one of the other) / (characters of both), of prompts
-    normalised as for exact duplicates. Raises ValueError unless 0 < cutoff <= 1.
+    normalised as for exact duplicates; of long prompts their beginnings, for the work grows with the square of the
+    length. Raises ValueError unless 0 < cutoff <= 1.
     """
     if not 0 < cutoff <= 1:
         raise ValueError(f"similarity of near-duplicates is {cutoff}; expected a number above 0, at most 1")
-    left, right = [normalise(text) for text in prompts], [normalise(text) for text in others]
+    left, right = ([normalise(text[:_LONGEST]) for text in texts] for texts in (prompts, others))
     found = []
     for start in range(0, len(left), _BLOCK):
         block = left[start : start + _BLOCK]

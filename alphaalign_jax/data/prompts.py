@@ -7,23 +7,24 @@ hundred unreadable labels would otherwise train on whatever was left.
 from __future__ import annotations
 
 import csv
-import json
+import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alphaalign_jax import buckets
 from alphaalign_jax.data import demo
 from alphaalign_jax.data.row import PromptRow, show
+from alphaalign_jax.text import json_of
 from alphaalign_jax.types import LABELS
 
 KINDS = ("demo", "jsonl", "csv", "parquet", "hub")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where rows come from and how to read them.
 
@@ -55,6 +56,42 @@ class Source:
     answer_key: str = "answer"
     category: str = ""
     subset: str = ""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            holds, expected = _TYPES[field.type]
+            if not holds(value := getattr(self, field.name)):
+                raise ValueError(f"data source {self.path!r}: {field.name}={value!r}: expected {expected}")
+        if not _can_be_opened(self.path):
+            raise ValueError(f"data source {self.path!r}: a NUL or half a character is in no file's name; leave it out")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _are_pairs(value: Any) -> bool:
+    """Of what is compared as text."""
+    rows = value if isinstance(value, (tuple, list)) else [None]
+    return all(
+        isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(x, (str, int, float)) for x in row)
+        for row in rows
+    )
+
+
+# What a config may put into a field, by its annotation: a check that it is that, and its name.
+_TYPES = {
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "float": (_is_share, "a share: 0, or positive and at most 1"),
+    "tuple[tuple[str, str], ...]": (_are_pairs, "pairs of texts, such as (('split', 'train'),)"),
+}
+
+
+def _can_be_opened(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def read(source: Source) -> list[PromptRow]:
@@ -119,7 +156,7 @@ def _read_jsonl(source: Source) -> Iterator[Record]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue
-                record = json.loads(text)
+                record = json_of(text)
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                 raise ValueError(
                     f"{place}: not a line of UTF-8 JSON ({error}): {line[:80]!r}; expected one JSON object a line"

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.row import PromptRow, show
+from alphaalign_jax.hf import chat
+from alphaalign_jax.hf.tokenizer import control_texts
 from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]
-
-# Llama 3's template writes today's date into the prompt: a run resumed tomorrow would train on other tokens. This is
-# the date that the template itself falls back to; templates that do not ask for one ignore it.
-CHAT_CONTEXT = {"date_string": "26 Jul 2024"}
 
 
 @dataclass(frozen=True)
@@ -174,27 +172,23 @@ def build_sets(
 
 
 def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | None) -> list[list[int]]:
-    """Token ids of each row's whole prompt: one user turn, then the assistant's header."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__} has no "
-            "chat template; use an instruct model's tokenizer, or set tokenizer.chat_template (the "
-            "'chat_template' field of tokenizer_config.json, or a chat_template.jinja beside it)"
-        )
-    render = render or (lambda question: question)
-    # return_dict=False: transformers 5 would return a mapping, transformers 4 a list.
-    return [
-        list(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": render(row.prompt)}],
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=False,
-                **CHAT_CONTEXT,
+    """Token ids of each row's whole prompt: one user turn, then the assistant's header.
+
+    Raises ValueError for a chat template that does not do that, and for a prompt that spells a control token: the rest
+    of it would be read as somebody else's turn.
+    """
+    chat.check(tokenizer)
+    control = control_texts(tokenizer)
+    for row in rows:
+        spelt = next((text for text in control if text in row.prompt), None)
+        if spelt is not None:
+            raise ValueError(
+                f"{row.source or 'a prompt'}: {show(row.prompt)} holds {spelt!r}, a control token of this tokenizer; "
+                "take it out, or leave the row out"
             )
-        )
-        for row in rows
-    ]
+    render = render or (lambda question: question)
+    turn = lambda row: [{"role": "user", "content": render(row.prompt)}]
+    return [chat.ids(tokenizer, turn(row), generation_prompt=True) for row in rows]
 
 
 def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from alphaalign_jax.types import BENIGN
 
 def generate(args: Any) -> None:
     """Writes one line a prompt: ``{prompt, samples: [...]}``."""
-    output.check(args.out)
+    output.check(args.out, args.prompts)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(args.prompts)
@@ -43,7 +44,7 @@ def generate(args: Any) -> None:
 
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
-    output.check(args.out)
+    output.check(args.out, args.data)
     rows, display = read(Source(path=args.data)), Display()
     findings = audit(rows)
     if not findings.clean:
@@ -66,6 +67,8 @@ def sample(
         raise ValueError(
             f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each"
         )
+    if not 0 <= args.seed < 2**31:
+        raise ValueError(f"--seed={args.seed}: expected 0 to {2**31 - 1}")
     sampling = Sampling.create(args.temperature, args.top_k, args.top_p)
     policy = Policy.open(args.model, args.format_mode)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
@@ -92,6 +95,10 @@ def sample(
             group=group,
             forced=forced,
             on_batch=advance,
+        )
+    if not all(math.isfinite(p) for samples in responses for one in samples for p in one.logprobs):
+        raise ValueError(
+            f"{args.model} with --dtype={args.dtype} gives log-probs that are no finite numbers: no result"
         )
     return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
 

@@ -32,7 +32,7 @@ class Doubt:
 
 def run(args: Any) -> None:
     """Prints what is found and writes all of it to ``args.out``."""
-    output.check(args.out)
+    output.check(args.out, *args.data.split(","), *args.heldout.split(","))
     if args.model and args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     display = Display()

@@ -6,6 +6,7 @@ neighbours (0, 1), (2, 3), ...; Hugging Face pairs halves (0, C/2), (1, C/2 + 1)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from alphaalign_jax.hf.tables import Index
+from alphaalign_jax.models.spec import FIELDS, Kind
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -41,41 +43,70 @@ _READ = frozenset(
 )
 
 
+TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+TEXTS: Kind = ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value))
+FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
+
+
+def token_id(tokens: int) -> Kind:
+    return f"the id of one of {tokens} tokens", lambda value: type(value) is int and 0 <= value < tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a file says of its model. A value may be of any type under any key: each is checked where it is read."""
+
+    path: Path
+    fields: dict[str, Any]
+
+    def need(self, key: str, kind: Kind) -> Any:
+        """Raises ValueError where the key is missing, or its value is not of the kind."""
+        if key not in self.fields:
+            raise ValueError(f"{self.path}: metadata {key} is missing; the model cannot be built without it")
+        (expected, fits), value = kind, self.fields[key]
+        if not fits(value):
+            raise ValueError(
+                f"{self.path}: metadata {key} is {value!r:.80}; expected {expected}; convert the model again"
+            )
+        return value
+
+    def get(self, key: str, kind: Kind, absent: Any = None) -> Any:
+        """Likewise, but for a key that may be missing."""
+        return self.need(key, kind) if key in self.fields else absent
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The metadata as ``config.json`` fields. Raises ValueError that names a missing or unsupported key."""
-    fields, tensors = metadata(path), _reader(path)[1]
-    arch = fields.get("general.architecture")
+    meta, tensors = _reader(path)
+    arch = meta.need("general.architecture", TEXT)
     if arch not in ARCHITECTURES:
         raise ValueError(
             f"{path}: general.architecture={arch!r} is not implemented; implemented: {', '.join(ARCHITECTURES)}"
         )
-    _refuse_unsupported(path, arch, fields, tensors)
-
-    def need(key: str) -> Any:
-        if f"{arch}.{key}" not in fields:
-            raise ValueError(f"{path}: metadata {arch}.{key!s} is missing; the model cannot be built without it")
-        return fields[f"{arch}.{key}"]
-
-    heads = need("attention.head_count")
+    _refuse_unsupported(meta, arch, tensors)
+    tokens = _tokens(path, tensors)
+    heads = meta.need(f"{arch}.attention.head_count", FIELDS["num_attention_heads"])
     config = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
-        "vocab_size": tensors["token_embd.weight"].data.shape[0],
-        "hidden_size": need("embedding_length"),
-        "intermediate_size": need("feed_forward_length"),
-        "num_hidden_layers": need("block_count"),
+        "vocab_size": tokens,
+        "hidden_size": meta.need(f"{arch}.embedding_length", FIELDS["hidden_size"]),
+        "intermediate_size": meta.need(f"{arch}.feed_forward_length", FIELDS["intermediate_size"]),
+        "num_hidden_layers": meta.need(f"{arch}.block_count", FIELDS["num_hidden_layers"]),
         "num_attention_heads": heads,
-        "num_key_value_heads": fields.get(f"{arch}.attention.head_count_kv", heads),
-        "head_dim": _head_dim(path, arch, fields),
+        "num_key_value_heads": meta.get(f"{arch}.attention.head_count_kv", FIELDS["num_key_value_heads"], heads),
+        "head_dim": _head_dim(meta, arch),
         "hidden_act": "silu",
         # Stored as float32: the shortest decimal that gives the same float32 is the number the model's author wrote.
-        "rms_norm_eps": float(str(np.float32(need("attention.layer_norm_rms_epsilon")))),
-        "rope_theta": float(str(np.float32(need("rope.freq_base")))),
-        "max_position_embeddings": need("context_length"),
+        "rms_norm_eps": float(
+            str(np.float32(meta.need(f"{arch}.attention.layer_norm_rms_epsilon", FIELDS["rms_norm_eps"])))
+        ),
+        "rope_theta": float(str(np.float32(meta.need(f"{arch}.rope.freq_base", FIELDS["rope_theta"])))),
+        "max_position_embeddings": context_length(meta, arch),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _eos(fields),
-        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id", token_id(tokens)),
+        "eos_token_id": _eos(meta, tokens),
+        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id", token_id(tokens)),
     }
     if arch != "qwen2":
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
@@ -84,9 +115,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def metadata(path: Path) -> Metadata:
     """Every metadata key with its Python value."""
     return _reader(path)[0]
+
+
+def context_length(meta: Metadata, arch: str) -> int:
+    return meta.need(f"{arch}.context_length", FIELDS["max_position_embeddings"])
 
 
 class GGUFFile:
@@ -105,7 +140,7 @@ class GGUFFile:
         return set(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+        return _shape(self._tensors[name])
 
     def dtype(self, name: str) -> str:
         return "float32"
@@ -119,7 +154,16 @@ class GGUFFile:
         data = tensor.data[rows] if heads is None else tensor.data[_halves_from_pairs(self.shape(name)[0], heads)[rows]]
         if data.ndim == 1 and data.dtype == np.float32:
             return np.array(data)
-        return dequantize(data, tensor.tensor_type)[(slice(None), *index[1:])]
+        try:
+            values = dequantize(data, tensor.tensor_type)
+        except (NotImplementedError, ValueError) as error:
+            kind = tensor.tensor_type.name
+            raise ValueError(f"{self.where}: tensor {name} of type {kind} cannot be read: {error}") from error
+        return values[(slice(None), *index[1:])]
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in reversed(tensor.shape))
 
 
 def _halves_from_pairs(rows: int, heads: int) -> np.ndarray:
@@ -127,8 +171,9 @@ def _halves_from_pairs(rows: int, heads: int) -> np.ndarray:
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _reader(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _parse(str(path.resolve()), path.stat().st_mtime_ns)
+def _reader(path: Path) -> tuple[Metadata, dict[str, Any]]:
+    fields, tensors = _parse(str(path.resolve()), path.stat().st_mtime_ns)
+    return Metadata(path, fields), tensors
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,11 +183,20 @@ def _parse(path: str, _mtime: int) -> tuple[dict[str, Any], dict[str, Any]]:
     except ImportError:
         raise ValueError(f"{path}: reading GGUF files needs the gguf package; run: pip install gguf") from None
 
+    class Reader(gguf.GGUFReader):
+        """Past the file's end the library reads nothing, for each of as many elements as an array claims to have."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> np.ndarray:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if not 0 <= int(offset) <= end <= self.data.size:
+                raise ValueError(f"it should go on to byte {end}, and has {self.data.size}")
+            return super()._get(offset, dtype, count, *order, **named)
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as GGUF: {error}") from error
+    except Exception as error:  # the library has no error of its own: what a damaged file meets in it, of many kinds
+        raise ValueError(f"{path} cannot be read as GGUF: {error!r:.200}; fetch it again") from error
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -157,39 +211,51 @@ def _hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{suffix}" if known else name
 
 
-def _refuse_unsupported(path: Path, arch: str, fields: dict[str, Any], tensors: dict[str, Any]) -> None:
+def _refuse_unsupported(meta: Metadata, arch: str, tensors: dict[str, Any]) -> None:
+    path, scaling = meta.path, f"{arch}.rope.scaling.type"
     if "rope_freqs.weight" in tensors:
         raise ValueError(
             f"{path}: rope_freqs.weight (scaled rotary frequencies) is not implemented; use the Hugging Face directory"
         )
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path}: tensor token_embd.weight is missing; this is no complete language model")
-    kind = fields.get(f"{arch}.rope.scaling.type", "none")
+    kind = meta.get(scaling, TEXT, "none")
     if kind != "none":
-        raise ValueError(
-            f"{path}: {arch}.rope.scaling.type={kind!r} is not implemented; use the Hugging Face directory"
-        )
-    for key, value in fields.items():
+        raise ValueError(f"{path}: {scaling}={kind!r} is not implemented; use the Hugging Face directory")
+    for key, value in meta.fields.items():
         prefix, _, name = key.partition(".")
         neutral = value is None or value is False or value == 0
         # With the type "none" the other keys of rope.scaling say nothing; without a type they may.
-        idle = name.startswith("rope.scaling.") and f"{arch}.rope.scaling.type" in fields
+        idle = name.startswith("rope.scaling.") and scaling in meta.fields
         if prefix == arch and name not in _READ and not idle and not neutral:
-            raise ValueError(f"{path}: metadata {key}={value!r} is not implemented")
+            raise ValueError(f"{path}: metadata {key}={value!r:.80} is not implemented")
 
 
-def _head_dim(path: Path, arch: str, fields: dict[str, Any]) -> int:
+def _tokens(path: Path, tensors: dict[str, Any]) -> int:
+    """Rows of the embedding: the vocabulary, padding included."""
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{path}: tensor token_embd.weight is missing; this is no complete language model")
+    shape, (expected, fits) = _shape(tensors["token_embd.weight"]), FIELDS["vocab_size"]
+    if len(shape) != 2 or not fits(shape[0]):
+        raise ValueError(
+            f"{path}: tensor token_embd.weight is {list(shape)}; expected two axes, the first {expected}; "
+            f"convert the model again"
+        )
+    return shape[0]
+
+
+def _head_dim(meta: Metadata, arch: str) -> int:
     keys = [f"{arch}.{name}" for name in ("attention.key_length", "attention.value_length", "rope.dimension_count")]
-    stated = {key: fields[key] for key in keys if key in fields}
+    stated = {key: meta.need(key, FIELDS["head_dim"]) for key in keys if key in meta.fields}
     if not stated:  # llama.cpp's own definition of all three where they are absent
-        return fields[f"{arch}.embedding_length"] // fields[f"{arch}.attention.head_count"]
+        return meta.fields[f"{arch}.embedding_length"] // meta.fields[f"{arch}.attention.head_count"]
     if len(set(stated.values())) > 1:
-        raise ValueError(f"{path}: {stated} must be one number: keys, values and rotary embedding share the head width")
+        raise ValueError(
+            f"{meta.path}: {stated} must be one number: keys, values and rotary embedding share the head width"
+        )
     return next(iter(stated.values()))
 
 
-def _eos(fields: dict[str, Any]) -> int | list[int] | None:
+def _eos(meta: Metadata, tokens: int) -> int | list[int] | None:
     """End of text, end of turn and end of message: each stops generation."""
-    found = [fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    found = [meta.get(f"tokenizer.ggml.{kind}_token_id", token_id(tokens)) for kind in ("eos", "eot", "eom")]
     ids = list(dict.fromkeys(i for i in found if i is not None))
     return ids[0] if len(ids) == 1 else (ids or None)

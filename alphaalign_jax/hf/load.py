@@ -22,6 +22,7 @@ from alphaalign_jax.parallel import Layout
 
 _BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # old checkpoints carry these constants
 _ROWS_COMPARED = 8192
+_VALUES_CHECKED = 2**16  # at once: what a core's cache holds
 _SHOWN = 6
 
 
@@ -60,7 +61,8 @@ def load(
             takes the body of any checkpoint and adds a fresh head of zeros.
         num_layers: keep the first so many layers only (for a small critic); needs ``head='value'``.
 
-    Raises ValueError that names the config field, or every missing, extra or misshaped tensor, before reading weights.
+    Raises ValueError that names the config field, or every missing, extra or misshaped tensor, before reading weights;
+    while reading them, the tensor that holds NaN or infinity: figures of such a model look like those of a bad one.
     """
     local = resolve(path)
     config = load_config(local)
@@ -168,7 +170,7 @@ def _check_tied(source: Source) -> None:
     same = source.shape(embed) == source.shape(head)
     for start in range(0, source.shape(embed)[0] if same else 0, _ROWS_COMPARED):
         rows = (slice(start, min(start + _ROWS_COMPARED, source.shape(embed)[0])), slice(0, source.shape(embed)[1]))
-        same = same and np.array_equal(source.read(embed, rows), source.read(head, rows))
+        same = same and np.array_equal(source.read(embed, rows), source.read(head, rows), equal_nan=True)
     if not same:
         raise ValueError(
             f"{source.where}: tie_word_embeddings is true, but {head} differs from {embed}; set tie_word_embeddings "
@@ -199,9 +201,22 @@ def _read(source: Source, row: Row, like: jax.ShapeDtypeStruct, index: Index) ->
     layers, index, shape = (index[0], index[1:], like.shape[1:]) if row.stacked else (slice(0, 1), index, like.shape)
     block = row.hf_index(shape, index)
     for i, layer in enumerate(range(layers.start, layers.stop)):
-        target = out[i] if row.stacked else out
-        target[...] = row.from_hf(source.read(row.name.format(layer=layer), block), shape, index)
+        target, name = out[i] if row.stacked else out, row.name.format(layer=layer)
+        target[...] = row.from_hf(source.read(name, block), shape, index)
+        if not _finite(target):
+            raise ValueError(
+                f"{source.where}: tensor {name} has NaN or infinity as {target.dtype}; expected finite weights; "
+                f"fetch the file again, give an earlier checkpoint, or a wider dtype if its values are too large"
+            )
     return out
+
+
+def _finite(x: np.ndarray) -> bool:
+    """By its bits: an exponent of ones is NaN or infinity. ``np.isfinite`` takes four times as long for bfloat16."""
+    bits = x.reshape(-1).view(f"u{x.dtype.itemsize}")
+    infinity = np.array(np.inf, x.dtype).view(bits.dtype)
+    parts = (bits[i : i + _VALUES_CHECKED] for i in range(0, bits.size, _VALUES_CHECKED))
+    return all(((part & infinity) != infinity).all() for part in parts)
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], leaf: jax.Array) -> None:

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
-from alphaalign_jax.hf.paths import RUN_STEPS, is_step, kind, load_spec, marker, read_json
+from alphaalign_jax.hf.paths import MARKER, RUN_STEPS, is_step, kind, load_spec, marker, read_json
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel.digest import digests
@@ -78,15 +78,17 @@ def _weights(path: Path) -> Path:
     """Where the arrays of a resolved directory of this format lie."""
     said = marker(path)
     if is_step(path):
+        if "item" not in said:
+            raise ValueError(f"{path}: {MARKER} of its run names no 'item' of a checkpoint; give the run's folder")
         return path / said["item"]
     if "steps" not in said:
         return path / "params"
     steps = (path / said["steps"]).resolve()
     # Orbax names a step's directory by its number only once it is complete.
-    done = sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdigit()) if steps.is_dir() else []
+    done = [entry.name for entry in steps.iterdir() if entry.name.isdecimal()] if steps.is_dir() else []
     if not done:
         raise ValueError(f"{path.parent}: the run has no finished checkpoint yet in {steps}")
-    return steps / str(done[-1]) / said["item"]
+    return steps / max(done, key=int) / said["item"]
 
 
 def stored_head(path: Path) -> str | None:

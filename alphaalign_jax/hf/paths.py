@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ from typing import Any
 from alphaalign_jax import buckets
 from alphaalign_jax.hf import gguf
 from alphaalign_jax.models import ModelSpec
+from alphaalign_jax.models.spec import checked
+from alphaalign_jax.text import json_of
 
 MARKER = buckets.MARKER  # written beside every model we save; says what it is and which files are ours
 _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model"]
-_STEP = re.compile(r"checkpoints/(\d+)/commit_success\.txt")  # in a bucket, what Orbax writes last
+_STEP = re.compile(r"checkpoints/([0-9]+)/commit_success\.txt")  # in a bucket, what Orbax writes last
 RUN_STEPS = "../checkpoints"  # of a run, from the folder of its configs and tokenizer
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_DTYPES = ("float32", "bfloat16", "float16")  # of weights that we write
 
 
 def resolve(path: str | Path) -> Path:
@@ -31,14 +33,15 @@ def resolve(path: str | Path) -> Path:
     text = str(path)
     if text.startswith("package:"):
         return _in_package(text.removeprefix("package:"))
-    local = buckets.fetch(text, _of_a_model) if buckets.remote(text) else Path(path).expanduser()
-    if local.is_dir():
-        return _in_directory(local, text)
-    if local.is_file():
-        if local.suffix != ".gguf":
-            raise ValueError(f"model {text!r} is a file; give a .gguf file or the directory with config.json")
-        return local
-    return _from_hub(text)
+    local = buckets.fetch(text, _of_a_model) if buckets.remote(text) else None
+    try:
+        return _local(local or Path(path).expanduser(), text) or _from_hub(text)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is closed to us, no such user
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"model {text[:200]!r} cannot be looked up ({reason}); give a directory, a .gguf file, package:NAME or a "
+            f"hub id owner/name"
+        ) from error
 
 
 def kind(path: Path) -> str:
@@ -56,7 +59,7 @@ def configs_dir(path: Path) -> Path:
 def is_step(path: Path) -> bool:
     """Whether this is one checkpoint of a training run."""
     run = path.parent.parent
-    return path.name.isdigit() and path.parent.name == "checkpoints" and (run / "model" / MARKER).is_file()
+    return path.name.isdecimal() and path.parent.name == "checkpoints" and (run / "model" / MARKER).is_file()
 
 
 def marker(path: Path) -> dict[str, Any]:
@@ -67,11 +70,12 @@ def marker(path: Path) -> dict[str, Any]:
 
 def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:
     """A marker comes with a model, from anywhere: what it says must not lead out of its folder."""
-    files, written = said.get("files", []), said.get("digests", {})
+    files, written, ours = said.get("files", []), said.get("digests", {}), said.get("kind") == "orbax_model"
     fits = {
         "digests": isinstance(written, dict) and all(isinstance(text, str) for text in written.values()),
         "kind": isinstance(said.get("kind"), str),
-        "head": isinstance(said.get("head", ""), str),
+        "head": isinstance(said.get("head", None if ours else ""), str),
+        "dtype": said.get("dtype", None if ours else _DTYPES[0]) in _DTYPES,
         "files": isinstance(files, list) and all(is_plain_name(name) for name in files),
         "steps": said.get("steps", RUN_STEPS) == RUN_STEPS,
         "item": said.get("item", "actor") in ("actor", "average") and ("steps" not in said or "item" in said),
@@ -90,14 +94,23 @@ def is_plain_name(name: Any) -> bool:
 def load_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` as a dict; for a GGUF file, what its metadata says in those terms."""
     path = resolve(path)
-    return gguf.read_config(path) if kind(path) == "gguf" else read_json(configs_dir(path) / "config.json")
+    return gguf.read_config(path) if kind(path) == "gguf" else _read_config(configs_dir(path) / "config.json")
 
 
 def load_generation_config(path: str | Path) -> dict[str, Any]:
     """``generation_config.json`` as a dict; empty where there is none."""
     path = resolve(path)
     file = configs_dir(path) / "generation_config.json"
-    return read_json(file) if kind(path) != "gguf" and file.is_file() else {}
+    return _read_config(file) if kind(path) != "gguf" and file.is_file() else {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Either config, with ids of stops that are ids, or a list of them: the rest is checked by who reads it."""
+    found = read_json(file)
+    eos = found.get("eos_token_id")
+    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [] if eos is None else [eos])):
+        raise ValueError(f"{file}: eos_token_id is {eos!r:.80}; expected a whole number, a list of them, or null")
+    return found
 
 
 def load_spec(path: str | Path) -> ModelSpec:
@@ -111,26 +124,33 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
 
 
 def is_classifier(config: dict[str, Any]) -> bool:
-    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    return any(name.endswith("ForSequenceClassification") for name in checked(config, "architectures") or ())
 
 
 def num_labels(config: dict[str, Any]) -> int:
     """Labels of a classifier. Files of two-label models say nothing: transformers leaves its default of 2 unwritten."""
-    if config.get("id2label"):
-        return len(config["id2label"])
-    return int(config.get("num_labels") or 2)
+    return len(checked(config, "id2label") or ()) or checked(config, "num_labels") or 2
 
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_of(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file} does not exist; a model directory needs it") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__}; expected a JSON object")
     return found
+
+
+def _local(path: Path, text: str) -> Path | None:
+    """What ``resolve`` gives for a path of this machine; None where nothing is there."""
+    if path.is_dir():
+        return _in_directory(path, text)
+    if path.is_file() and path.suffix != ".gguf":
+        raise ValueError(f"model {text!r} is a file; give a .gguf file or the directory with config.json")
+    return path if path.is_file() else None
 
 
 def _in_directory(directory: Path, text: str) -> Path:

@@ -45,8 +45,12 @@ def check_target(out_dir: str | Path) -> Path:
     if "://" in str(out_dir):
         raise ValueError(f"cannot write to {out_dir}: give a local path, and copy it from there")
     out = Path(out_dir).expanduser().absolute()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"cannot write to {out}: it is a file; give a directory")
+    try:
+        there = next(parent for parent in (out, *out.parents) if parent.exists())
+    except OSError as error:
+        raise ValueError(f"cannot write to {str(out)[:200]} ({error.strerror}); give another directory") from error
+    if not there.is_dir():
+        raise ValueError(f"cannot write to {out}: {there} is a file; give a directory")
     present = {file.name for file in out.iterdir()} if out.is_dir() else set()
     ours = {*marker(out).get("files", []), MARKER}
     if present and (MARKER not in present or present - ours):

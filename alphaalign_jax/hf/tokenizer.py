@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alphaalign_jax.hf.chat import end_of_turn
 from alphaalign_jax.hf.gguf_tokenizer import read_tokenizer
 from alphaalign_jax.hf.paths import configs_dir, kind, resolve
-
-_MARK = "0123MARK3210"  # an assistant turn that no template contains
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -63,17 +62,6 @@ def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None) -> tuple[int, .
             "no token ends a response: set eos_token_id in generation_config.json, or the tokenizer's eos_token"
         )
     return tuple(sorted(found))
-
-
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The added token that follows an assistant's message in the chat template; None where plain text does."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _MARK}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    tail = text.rpartition(_MARK)[2].lstrip()
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in set(tokenizer.get_added_vocab().values()) else None
 
 
 def control_texts(tokenizer: Any) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from alphaalign_jax.models.transformer import Transformer
 from alphaalign_jax.types import Array
 
+_TINY, _HUGE = (float(x) for x in (jnp.finfo(jnp.float32).tiny, jnp.finfo(jnp.float32).max))
+_MOST = jnp.iinfo(jnp.int32).max
 _OUT = -1e30  # finite: entropy multiplies it by a probability of exactly 0
 
 
@@ -22,10 +24,12 @@ class Sampling:
 
     @classmethod
     def create(cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        # As float32: what overflows there is infinite, and what rounds to 0 would be greedy, or leave no token.
+        heat = temperature == 0 or _TINY <= temperature <= _HUGE
+        if not heat or not 0 <= top_k <= _MOST or not _TINY <= top_p <= 1:
             raise ValueError(
-                f"sampling temperature={temperature} (>= 0), top_k={top_k} (>= 0, 0 is off), "
-                f"top_p={top_p} (in (0, 1]) is out of range"
+                f"sampling temperature={temperature} (0, or {_TINY:.1e} to {_HUGE:.1e}), top_k={top_k} (0 to {_MOST}, "
+                f"0 is off), top_p={top_p} (above 0, at most 1, which is off) is out of range"
             )
         return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
 

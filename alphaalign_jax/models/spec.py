@@ -12,6 +12,15 @@ from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
+# Tables are built from these numbers before a tensor is looked at (bytes of every token, names of every tensor): a
+# damaged file must be refused, and not fill the memory. Each is many times the largest that was published.
+MAX_VOCAB = 2**24  # 262,144: Gemma 3
+MAX_LAYERS = 2**12  # 126: Llama 3.1 405B
+MAX_SIZE = 2**20  # 53,248: the MLP of Llama 3.1 405B
+MAX_POSITIONS = 2**31 - 1  # nothing is built from it; positions are int32
+
+Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether one is
+
 # Fields that describe nothing the forward pass computes, or that only training from scratch or generation reads.
 _IGNORED = frozenset(
     """architectures model_type transformers_version torch_dtype dtype use_cache initializer_range bos_token_id
@@ -90,7 +99,8 @@ class ModelSpec:
             raise ValueError(
                 f"config.json: model_type={family!r} is not implemented; implemented: {', '.join(FAMILIES)}"
             )
-        _check_types(config)
+        for field in FIELDS:
+            checked(config, field)
         _refuse_unsupported(config, family)
         need = _Required(config)
         theta, scaling = _rope(config)
@@ -172,36 +182,44 @@ class _Required:
         return value
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
-
-
 def _positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < 2.0**63
 
 
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(
-        """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-        max_position_embeddings""".split(),
-        ("a positive whole number", _whole),
-    ),
+def whole(most: int) -> Kind:
+    return f"a positive whole number up to {most}", lambda value: type(value) is int and 0 < value <= most
+
+
+_SIZES = "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim num_labels".split()
+
+FIELDS: dict[str, Kind] = {
+    "vocab_size": whole(MAX_VOCAB),
+    "num_hidden_layers": whole(MAX_LAYERS),
+    "max_position_embeddings": whole(MAX_POSITIONS),
+    **dict.fromkeys(_SIZES, whole(MAX_SIZE)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta"), ("a positive number", _positive)),
     **dict.fromkeys(
         ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
         ("true or false", lambda value: isinstance(value, bool)),
     ),
-    **dict.fromkeys(("rope_scaling", "rope_parameters"), ("an object", lambda value: isinstance(value, dict))),
+    **dict.fromkeys(
+        ("rope_scaling", "rope_parameters", "id2label", "label2id"),
+        ("an object", lambda value: isinstance(value, dict)),
+    ),
     "layer_types": ("a list", lambda value: isinstance(value, list)),
+    "architectures": (
+        "a list of names",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    ),
 }
 
 
-def _check_types(config: Mapping[str, Any]) -> None:
-    """Fields are what their names say, or null, which is as good as absent."""
-    for field, (expected, fits) in _TYPES.items():
-        value = config.get(field)
-        if value is not None and not fits(value):
-            raise ValueError(f"config.json: {field} is {value!r:.80}; expected {expected}")
+def checked(config: Mapping[str, Any], field: str) -> Any:
+    """A field of ``config.json``, which is what its name says, or null, which is as good as absent."""
+    value, (expected, fits) = config.get(field), FIELDS[field]
+    if value is not None and not fits(value):
+        raise ValueError(f"config.json: {field} is {value!r:.80}; expected {expected}")
+    return value
 
 
 def _kv_heads_default(config: Mapping[str, Any], family: str) -> int:
@@ -276,8 +294,11 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
         )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for name, value in rope.items():
-        if name in names and not _positive(value):
-            raise ValueError(f"config.json: {field} {name} is {value!r:.80}; expected a positive number")
+        count = name == names[3]
+        if name in names and not (_positive(value) and (not count or value == int(value))):
+            raise ValueError(
+                f"config.json: {field} {name} is {value!r:.80}; expected a positive {'whole ' if count else ''}number"
+            )
     missing, extra = [n for n in names if n not in rope], sorted(set(rope) - set(names))
     if missing or extra:
         raise ValueError(f"config.json: {field} rope_type 'llama3' lacks {missing} and has unknown {extra}")

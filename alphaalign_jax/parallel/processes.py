@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from alphaalign_jax.text import printable
+
 # Set by whoever starts processes by hand; on TPU pods and under Slurm JAX finds the cluster itself.
 COORDINATOR, COUNT, INDEX = "ALPHAALIGN_COORDINATOR", "ALPHAALIGN_PROCESSES", "ALPHAALIGN_PROCESS"
 # After so long without a sign of life from a process, JAX ends all others with a message.
@@ -61,7 +63,7 @@ def abandon(status: int, error: BaseException | None = None) -> None:
     """
     if jax.distributed.is_initialized():
         if error is not None:
-            traceback.print_exception(error)
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
             print(f"process {jax.process_index()} ends here; where this is a lost connection, see the others' logs")
         sys.stdout.flush()
         sys.stderr.flush()

@@ -82,7 +82,10 @@ def rule_table(name: str, overrides: Sequence[Sequence[str]] = ()) -> RuleTable:
     if name not in TABLES:
         raise ValueError(f"rule table {name!r} is not known; known: {', '.join(TABLES)}")
     table = dict(TABLES[name])
-    for logical, *mesh_axes in overrides:
+    for row in overrides:
+        if not isinstance(row, (tuple, list)) or not row or not all(isinstance(axis, str) for axis in row):
+            raise ValueError(f"rule {row!r}: expected (logical axis, mesh axis, ...), such as ('mlp', 'tensor')")
+        logical, *mesh_axes = row
         if logical not in LOGICAL_AXES:
             raise ValueError(f"rule for {logical!r}: not a logical axis; the axes are {', '.join(LOGICAL_AXES)}")
         if logical == "length":

@@ -39,7 +39,9 @@ CHIPS = {
         Chip("cpu", 100e9, 4 * 2**30, 20e9, 10e9, 0.0, "made up"),
     )
 }
-_TOPOLOGY = re.compile(r"(v5e|v5p|v6e):(\d+(?:x\d+){1,2})|cpu:(\d+)")
+_TOPOLOGY = re.compile(r"(v5e|v5p|v6e):([0-9]{1,4}(?:x[0-9]{1,4}){1,2})|cpu:([0-9]{1,4})")
+_POD = {"v5e": 256, "v5p": 8960, "v6e": 256}  # chips of the largest
+_SHAPES = {"v5e": "2x2, 4x4, 8x8", "v5p": "2x2x1, 2x2x4, 4x4x4", "v6e": "2x2, 4x4, 8x8"}
 
 
 def topology(name: str) -> tuple[Chip, Sequence[Any]]:
@@ -53,7 +55,9 @@ def topology(name: str) -> tuple[Chip, Sequence[Any]]:
     kind, shape, count = match.groups()
     if count:
         devices = jax.devices("cpu")
-        if not 0 < int(count) <= len(devices):
+        if int(count) < 1:
+            raise ValueError(f"--topology={name}: expected a positive number of devices, such as cpu:8")
+        if int(count) > len(devices):
             force = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
             raise ValueError(f"--topology={name}: this host has {len(devices)} CPU devices; set {force}")
         return CHIPS["cpu"], devices[: int(count)]
@@ -61,8 +65,10 @@ def topology(name: str) -> tuple[Chip, Sequence[Any]]:
 
 
 def _described(kind: str, shape: str) -> Sequence[Any]:
-    # libtpu asks the machine which TPU it is, and locks it: here there is none to ask or lock.
     chips = math.prod(map(int, shape.split("x")))
+    if not 0 < chips <= _POD[kind]:
+        raise ValueError(_none_such(kind, shape, f"{chips} chips, 1 to {_POD[kind]} make a pod"))
+    # libtpu asks the machine which TPU it is, and locks it: here there is none to ask or lock.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind.replace('v5e', 'v5litepod')}-{chips}")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -73,7 +79,13 @@ def _described(kind: str, shape: str) -> Sequence[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         text = str(error).splitlines()[0]
+        if "INVALID_ARGUMENT" in text:
+            raise ValueError(_none_such(kind, shape, text)) from error
         raise ValueError(
             f"--topology={kind}:{shape}: the TPU compiler gave no such topology ({text}); it comes with "
             f"pip install 'alphaalign_jax[tpu]', for Linux on x86-64"
         ) from error
+
+
+def _none_such(kind: str, shape: str, why: str) -> str:
+    return f"--topology={kind}:{shape}: {kind} does not come in this shape ({why}); try {_SHAPES[kind]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +12,7 @@ import rich.table
 
 from alphaalign_jax import config as configs
 from alphaalign_jax import output
-from alphaalign_jax.display import Display, figures_table
+from alphaalign_jax.display import Display, cell, figures_table
 from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
 from alphaalign_jax.planning.compiled import Compiled, compiler
@@ -44,6 +45,9 @@ def run(
     for file in filter(None, (out, plot)):
         output.check(file)
     plots.check(plot)
+    sweep.check(path, overrides, axes or {})
+    if dollars_hour is not None and not (math.isfinite(dollars_hour) and dollars_hour >= 0):
+        raise ValueError(f"--price={dollars_hour}: expected dollars for a chip and an hour, 0 or more")
     chip, devices = topology(topology_name)
     tokens = lambda config: Tokens.of(config, prefix_tokens, prompt_tokens)
     effort = effort or ("fast" if axes else "full")
@@ -104,7 +108,7 @@ def table(made: Plan, title: str) -> rich.table.Table:
         "GiB of a chip: given to the program, made and its working memory, beside it in memory, all; TFLOP; GiB read "
         "and sent; seconds at least, and what they are bound by."
     )
-    found = figures_table(f"{title}: {mesh}", columns, left=("program", "by"), caption=caption)
+    found = figures_table(cell(f"{title}: {mesh}"), columns, left=("program", "by"), caption=caption)
     for cost in made.costs:
         m = cost.memory
         gib = [f"{size / GIB:.1f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
@@ -156,7 +160,7 @@ def sweep_table(
         "faster and smaller."
     )
     figures = ("GiB", "s", "tokens/s", "$")
-    found = figures_table(title, ("", "#", *settings, *figures), left=settings, caption=caption)
+    found = figures_table(cell(title), ("", "#", *settings, *figures), left=settings, caption=caption)
     for number, layout in enumerate(layouts, 1):
         made, cells = layout.plan, ["-"] * 4
         if made is not None:
@@ -164,5 +168,5 @@ def sweep_table(
         if made is not None and made.failed is None:
             dollars = made.chip_hours * made.dollars_hour
             cells[1:] = f"{made.step_seconds:.1f}", f"{made.tokens_second_chip:.0f}", f"{dollars:.0f}"
-        found.add_row("*" if layout in best else "", str(number), *layout.settings.values(), *cells)
+        found.add_row("*" if layout in best else "", str(number), *map(cell, layout.settings.values()), *cells)
     return found

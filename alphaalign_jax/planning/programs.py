@@ -36,10 +36,10 @@ class Tokens:
         """``prompt`` None: as many as the longest prompt that the config lets in."""
         room, bucket = config.data.max_prompt_tokens - prefix, config.data.bucket
         prompt = room if prompt is None else prompt
-        if prefix < 0 or prompt < 1:
+        if prefix < 0 or not 1 <= prompt <= room:
             raise ValueError(
                 f"prompts of {prefix} + {prompt} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens}): "
-                f"expected 0 or more of the shared prefix and at least 1 after it"
+                f"expected 0 or more of the shared prefix and at least 1 after it, together no more than that"
             )
         return cls(prefix, -(-prompt // bucket) * bucket)
 

@@ -43,6 +43,19 @@ class Layout:
         return {"settings": self.settings, "why": self.why} | (self.plan.to_json() if self.plan else {})
 
 
+def check(path: str, overrides: Sequence[tuple[str, str]], axes: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for a config that cannot be read, a setting that there is not, or a value of another type.
+
+    Of these no layout is to be had; what else a layout's settings rule out is said beside it.
+    """
+    config = configs.read(path, overrides)
+    for key, value in ((key, value) for key, values in axes.items() for value in values):
+        try:
+            configs.override(config, key, value)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--config.", "--sweep.")) from None
+
+
 def combinations(axes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))

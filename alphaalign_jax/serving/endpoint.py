@@ -6,7 +6,7 @@
     GET  /health   200, without a token
 
 Who asks is a stranger until the bearer token is seen, and no request may hold memory, a thread or the queue for longer
-than its limits. What was asked is in no log and no error.
+than its limits. What was asked is in no log, and in no error but to who asked it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import collections
 import dataclasses
 import hmac
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from aiohttp import web
 
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_texts
 from alphaalign_jax.serving.pooling import Full, Pool
-from alphaalign_jax.text import printable
+from alphaalign_jax.text import json_of, printable
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SHOWN = 400  # characters of an error
@@ -133,9 +132,9 @@ class Endpoint:
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {self._limits.receive_timeout:g} s") from None
         try:
-            return json.loads(raw.decode())
+            return json_of(raw.decode())
         except (ValueError, RecursionError):
-            raise Refused(400, "the body is not UTF-8 JSON") from None
+            raise Refused(400, "the body is not UTF-8 JSON with each key once") from None
 
     def _texts(self, body: Any) -> tuple[list[str], list[str]]:
         if not isinstance(body, dict) or body.keys() != {"questions", "answers"}:

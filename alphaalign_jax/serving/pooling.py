@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
-from alphaalign_jax.text import printable
 
 log = logging.getLogger(__name__)
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # questions and answers, n each -> float32 [n]
@@ -83,12 +84,13 @@ class Pool:
         questions = [text for asked in together for text in asked.questions]
         answers = [text for asked in together for text in asked.answers]
         try:
-            scores = await asyncio.to_thread(self._score, questions, answers)
+            scores = await _in_thread(self._score, questions, answers)
         except Exception as error:  # whatever the model raises: the server goes on
             if len(together) == 1:
                 known = isinstance(error, RewardModelError)
                 failed = error if known else RewardModelError(f"{type(error).__name__}: {error}")
-                log.warning("%d rows could not be scored: %s", len(questions), printable(str(failed))[:400])
+                # What it says may quote the rows: it is told to who sent them.
+                log.warning("%d rows could not be scored: %s", len(questions), type(error.__cause__ or error).__name__)
                 if not together[0].scores.done():
                     together[0].scores.set_exception(failed)
             return len(together) == 1
@@ -97,3 +99,25 @@ class Pool:
             if not asked.scores.done():
                 asked.scores.set_result(part)
         return True
+
+
+async def _in_thread(score: Score, questions: list[str], answers: list[str]) -> np.ndarray:
+    """In a daemon: an executor's thread would keep a server that was asked to end until a call that hangs is over."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell(result: np.ndarray | None, error: BaseException | None) -> None:
+        if not done.cancelled():
+            done.set_result(result) if error is None else done.set_exception(error)
+
+    def call() -> None:
+        found = None, None
+        try:
+            found = score(questions, answers), None
+        except BaseException as error:
+            found = None, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, *found)
+
+    threading.Thread(target=call, name="scoring", daemon=True).start()
+    return await done

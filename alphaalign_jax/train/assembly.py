@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,12 +55,14 @@ def as_source(entry: Any) -> Source:
     if isinstance(entry, str):
         return Source(path=entry)
     known = {field.name for field in dataclasses.fields(Source)}
-    unknown = sorted(set(entry) - known)
+    if not isinstance(entry, Mapping) or "path" not in entry:
+        raise ValueError(f"data source {entry!r}: expected a path, or a dict with one, such as {{'path': 'mine.csv'}}")
+    unknown = sorted(set(entry) - known, key=str)
     if unknown:
         raise ValueError(
             f"data source {dict(entry)}: no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
         )
-    return Source(**dict(entry))
+    return Source(**entry)
 
 
 def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Layout, Layout]:
@@ -78,7 +80,7 @@ def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
     """Training and held-out rows, audited together."""
     sources, ratios = [as_source(entry) for entry in config.data.train], config.data.ratios
     if ratios:
-        if len(ratios) != len(sources) or not all(isinstance(ratio, (int, float)) for ratio in ratios):
+        if len(ratios) != len(sources):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
     train = turn_labels(mix(sources, config.seed), config.data.label_noise, config.seed)

@@ -106,7 +106,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | pathlib.Path, settings: config_lib.Checkpoint):
         """``directory``: one that all processes see, local or ``gs://...``."""
-        self.directory = epath.Path(directory if buckets.remote(directory) else pathlib.Path(directory).absolute())
+        self.directory = epath.Path(directory if buckets.remote(directory) else buckets.local(directory).absolute())
         self._kept = _Kept(settings.keep, settings.keep_every)
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: dict[int, str] = {}  # steps that cannot be read, and why

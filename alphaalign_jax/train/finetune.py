@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from alphaalign_jax.display import Display
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.text import json_of
 from alphaalign_jax.train import assembly, following
 from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised
@@ -85,7 +85,7 @@ def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
         if not line.strip():
             continue
         try:
-            record: Any = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            record: Any = json_of(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}:{number}: not UTF-8 JSON ({error}); expected {{'prompt': ..., 'response': ...}}"

@@ -41,7 +41,7 @@ def finished(directory: pathlib.Path, steps: int) -> dict[str, Any] | None:
         found = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:  # cut short: what it summed up is made again
         return None
-    return found if found.get("steps") == steps else None
+    return found if isinstance(found, dict) and found.get("steps") == steps and "config" in found else None
 
 
 class Records:

@@ -43,6 +43,8 @@ class Supervised:
         """``examples``: of the prompt set to be trained on."""
         settings = run.warmup
         self.steps = math.ceil(settings.epochs * examples / settings.batch)
+        if self.steps > np.iinfo(np.int32).max:
+            raise ValueError(f"warmup.epochs={settings.epochs:g} are {self.steps} steps: expected fewer")
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer, self.steps)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alphaalign_jax.data.tokenized import CHAT_CONTEXT
+from alphaalign_jax.hf import chat
 from alphaalign_jax.hf.tokenizer import control_texts
 from alphaalign_jax.rewards.reward_model.cleaning import remove_literals
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 
 
 class ChatText:
@@ -27,18 +28,14 @@ class ChatText:
     """
 
     def __init__(self, tokenizer: Any, max_length: int, name: str = "the reward model"):
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f"{name}: its tokenizer has no chat template; add chat_template.jinja to the folder")
         self._tokenizer, self._max_length = tokenizer, max_length
         self._special = control_texts(tokenizer)
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and list(tokenizer("a").input_ids[:1]) == [bos]
         try:
-            shown = self._render("Who?", "Nobody.")
-        except Exception as error:  # jinja's own errors and whatever the template raises
-            raise ValueError(f"{name}: its chat template fails on a user and an assistant turn: {error}") from error
-        if "Who?" not in shown or "Nobody." not in shown:
-            raise ValueError(f"{name}: its chat template drops the question or the answer: it rendered {shown!r:.200}")
+            chat.check(tokenizer, answers=True)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         shortest = self._ids("a", "a")
         self.last_id: int = shortest[-1]  # the token that every text ends in
         least = len(shortest)
@@ -67,10 +64,11 @@ class ChatText:
         return kept
 
     def _render(self, question: str, answer: str) -> str:
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=False, **CHAT_CONTEXT
-        )
+        exchange = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        try:
+            return chat.text(self._tokenizer, exchange)
+        except ValueError as error:  # of a template that fails on some texts only
+            raise RewardModelError(str(error)) from error
 
     def _ids(self, question: str, answer: str) -> list[int]:
         return self._one_bos(self._tokenizer(self._render(question, answer), add_special_tokens=False).input_ids)

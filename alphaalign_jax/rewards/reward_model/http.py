@@ -27,16 +27,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
+from alphaalign_jax.config import urls
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
-from alphaalign_jax.text import printable
+from alphaalign_jax.text import json_of, printable
 
 log = logging.getLogger(__name__)
 _SHOWN = 400  # characters of an error, with what a server said
+_TELLING = 6  # characters of a token that are not to be seen
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -74,26 +74,6 @@ class _Limits:
                 raise ValueError(f"HTTP reward model: {name} must be above 0 seconds")
 
 
-def _checked_url(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        plain = url.isascii() and url.isprintable() and " " not in url
-        valid = plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except (ValueError, TypeError, AttributeError):
-        valid = False
-    # The value is not shown: a URL may carry a password or a key.
-    if not valid:
-        raise ValueError("HTTP reward model: url must look like http://host:port/path or https://host/path")
-    if parts.username or parts.password:
-        raise ValueError("HTTP reward model: no user or password in the url; name the token's variable with token_env")
-    if parts.query:  # it would stand in the run's config, checkpoints and summary
-        raise ValueError(
-            "HTTP reward model: no query in the url, which is written down with the run's config; a key belongs in "
-            "the variable that token_env names"
-        )
-    return parts
-
-
 def bearer_token(name: str | None, setting: str) -> str | None:
     """The bearer token in environment variable ``name``, which ``setting`` has; its value appears in no message."""
     if not name:
@@ -122,7 +102,7 @@ def retry_after_seconds(value: str | None) -> float:
 
 def _parse_scores(body: bytes, n: int, source: str) -> np.ndarray:
     try:
-        reply = json.loads(body)
+        reply = json_of(body)
     except (ValueError, RecursionError) as error:
         raise RewardModelError(f"{source}: the response is not JSON: {error}") from error
     values = reply.get("scores") if isinstance(reply, dict) else None
@@ -131,7 +111,9 @@ def _parse_scores(body: bytes, n: int, source: str) -> np.ndarray:
         raise RewardModelError(f'{source}: expected {{"scores": [...]}}, got {shape}')
     for i, value in enumerate(values):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise RewardModelError(f"{source}: scores[{i}] is {value!r:.80}, expected a number or null")
+            # What a server says in place of a number may be the token that it was sent.
+            shown = type(value).__name__ if isinstance(value, str) else f"{value!r:.80}"
+            raise RewardModelError(f"{source}: scores[{i}] is {shown}, expected a number or null")
     # float64 first: a JSON integer may not fit any NumPy integer.
     return checked_scores([float("nan") if v is None else _as_float(v) for v in values], n, source)
 
@@ -141,6 +123,12 @@ def _as_float(value: int | float) -> float:
         return float(value)
     except OverflowError:
         return float("nan")
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """From another thread: whoever reads from it is told that it is closed."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, which may be in use
 
 
 class HttpRewardModel:
@@ -172,14 +160,14 @@ class HttpRewardModel:
             batch_limit, max_concurrency, connect_timeout, read_timeout, max_retries, backoff, max_backoff,
             retry_after_limit, max_response_bytes,
         )  # fmt: skip
-        self._url = _checked_url(url)
+        self._url = urls.checked(url)
         self._token = bearer_token(token_env, "HTTP reward model: token_env")
         if self._token and self._url.scheme == "http" and self._url.hostname not in LOOPBACK:
             log.warning("the reward model's bearer token travels unencrypted to %s; use https", self._url.hostname)
         self._name = f"reward model at {self._url.scheme}://{self._url.netloc}{self._url.path}"
         self._pool = ThreadPoolExecutor(max_workers=max_concurrency, thread_name_prefix="reward-http")
         self._closed = threading.Event()
-        self._open: set[http.client.HTTPConnection] = set()  # requests that are under way
+        self._open: set[socket.socket] = set()  # of requests that are under way
         self._call: threading.Event | None = None  # set to make a running call's requests stop retrying
 
     def __repr__(self) -> str:
@@ -214,11 +202,8 @@ class HttpRewardModel:
         if self._call is not None:
             self._call.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for connection in list(self._open):
-            sock = connection.sock
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+        for sock in list(self._open):
+            _hang_up(sock)
 
     def _score_batch(self, questions: list[str], answers: list[str], stop: threading.Event) -> np.ndarray:
         body = json.dumps({"questions": questions, "answers": answers}).encode()
@@ -253,31 +238,44 @@ class HttpRewardModel:
     def _masked(self, text: str) -> str:
         """What a server says, cut, and without the token: some echo the header that they refuse."""
         for secret in (self._token, repr(self._token)[1:-1]) if self._token else ():  # as it is, and quoted
-            text = text.replace(secret, "***")
+            # Its beginning is as good as the whole where the text was cut: as much of it as follows, longest first.
+            for length in range(len(secret), min(_TELLING, len(secret)) - 1, -1):
+                text = text.replace(secret[:length], "***")
         return text[:_SHOWN]
 
     def _attempt(self, body: bytes) -> bytes:
         """One request; the body of a 200. _Transient where trying again makes sense."""
-        limits = self._limits
-        connection = self._connection()
-        self._open.add(connection)
+        connection, late = self._connection(), threading.Event()
+        sock = timer = None
         try:
             connection.connect()
-            sock = connection.sock
-            deadline = time.monotonic() + limits.read_timeout
-            sock.settimeout(limits.read_timeout)
+            sock = connection.sock  # which http.client lets go of before the body is read
+            self._open.add(sock)
+            # A socket's own time-out begins anew with each packet, and a byte is one: of a head, a body, a trailer.
+            timer = threading.Timer(self._limits.read_timeout, lambda: (late.set(), _hang_up(sock)))
+            timer.daemon = True
+            timer.start()
+            sock.settimeout(self._limits.read_timeout)
             connection.request("POST", self._target(), body, self._headers())
             response = connection.getresponse()
             self._check_status(response)
-            return self._read(response, sock, deadline)
-        except TimeoutError as error:
-            raise _Transient(f"timed out ({error})") from error
+            content = self._read(response)
+            if late.is_set():  # what was hung up on looks as if it had ended
+                raise TimeoutError
+            return content
         except ssl.SSLCertVerificationError as error:
             raise RewardModelError(f"{self._name}: certificate refused: {error.verify_message}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Transient(f"{type(error).__name__}: {error}") from error
+        except (OSError, http.client.HTTPException, RewardModelError) as error:
+            if late.is_set() or (sock is not None and isinstance(error, TimeoutError)):
+                raise _Transient(f"timed out (no whole response in {self._limits.read_timeout:g} s)") from error
+            if isinstance(error, RewardModelError):
+                raise
+            kind = "timed out" if isinstance(error, TimeoutError) else type(error).__name__
+            raise _Transient(f"{kind}: {error}") from error
         finally:
-            self._open.discard(connection)
+            if timer is not None:
+                timer.cancel()
+            self._open.discard(sock)
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -295,14 +293,10 @@ class HttpRewardModel:
             headers["Authorization"] = f"Bearer {self._token}"
         return headers
 
-    def _read(self, response: http.client.HTTPResponse, sock: Any, deadline: float) -> bytes:
-        """The whole body, within the deadline and the size limit. A socket's own time-out only bounds each packet."""
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        """The whole body, within the size limit."""
         limit, chunks, size = self._limits.max_response_bytes, [], 0
         while not response.isclosed():  # Python 3.13 closes it, and its socket, with the last byte that was promised
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"response not complete after {self._limits.read_timeout:g} s")
-            sock.settimeout(left)
             chunk = response.read1(1 << 16)
             if not chunk:
                 break

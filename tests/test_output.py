@@ -1,0 +1,79 @@
+"""Files that commands leave, and what may stand where they are to go."""
+
+import os
+import threading
+
+import pytest
+
+from alphaalign_jax import buckets, hf, output
+from alphaalign_jax.cli import main
+
+
+def test_a_file_is_whole_and_links_stay(tmp_path):
+    """A link that is replaced leaves the file that it led to as it was; a foreign link is not written through."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real/report")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "real/.report.partial").symlink_to(victim)
+    output.write(tmp_path / "link", "one")
+    output.write(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/report").read_text() == "two"
+    assert victim.read_text() == "mine" and len(list((tmp_path / "real").iterdir())) == 2
+
+
+def test_what_is_no_file_is_written_to_and_not_put_away(tmp_path):
+    """As root, --out=/dev/null would be the end of it."""
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    output.check(str(pipe))
+    output.write(pipe, "said")
+    reader.join(10)
+    assert found == ["said"] and pipe.is_fifo()
+
+
+@pytest.mark.parametrize("name", ["", "/", "file/x", "folder", "closed/x", "x" * 300])
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    access = os.access
+    monkeypatch.setattr(output.os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
+    (tmp_path / "closed").mkdir()
+    with pytest.raises(ValueError, match="cannot be written"):
+        output.check(name if name == "/" else str(tmp_path / name))
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys, monkeypatch):
+    """The prompts, or somebody's labels, gone with the command that was to look at them."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "How?", "label": "benign"}\n')
+    (tmp_path / "same.jsonl").symlink_to(rows)
+    monkeypatch.chdir(tmp_path)
+    for out in ("rows.jsonl", str(tmp_path / "same.jsonl")):
+        for command in (
+            ["data", "audit", "--data=rows.jsonl"],
+            ["evaluate", "--model=none", "--data=rows.jsonl"],
+            ["generate", "--model=none", "--prompts=rows.jsonl"],
+        ):
+            assert main([*command, f"--out={out}"]) == 2
+            assert "(rows.jsonl is what is read); give another file" in capsys.readouterr().err
+    assert "How?" in rows.read_text()
+
+
+def test_home_is_one_place(tmp_path, monkeypatch):
+    """A run whose records lie in ./~ and whose export in /home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert buckets.local("~/run") == tmp_path / "run"
+    output.write("~/report.json", "{}")
+    assert (tmp_path / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "x" * 300])
+def test_a_run_s_folder_that_cannot_be_is_refused_at_once(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="give another --config.out"):
+        buckets.Mirror(str(tmp_path / place)).pull()
+    with pytest.raises(ValueError, match="cannot write to"):
+        hf.check_target(tmp_path / place)
