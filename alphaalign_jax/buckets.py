@@ -122,8 +122,9 @@ class Mirror:
         """Starts to copy what is new, if that was not done lately or is asked for ``now``. The run goes on meanwhile,
         and where it fails."""
         under_way = self._pushing is not None and not self._pushing.done()
+        waits = under_way and not self._pushing.running()  # one that has yet to begin will copy this too
         lately = time.monotonic() - self._pushed <= _EVERY_SECONDS
-        if not self._idle() and (now or not (under_way or lately)):
+        if not (self._idle() or waits) and (now or not (under_way or lately)):
             self._pushed = time.monotonic()
             self._pushing = self._pool.submit(self._try)
 

@@ -11,11 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alphaalign_jax.errors import ExpectedError
+from alphaalign_jax.errors import ends_with
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.text import printable
-
-USER_ERRORS = (ValueError, FileNotFoundError, ExpectedError)
 
 
 def boolean(text: str) -> bool:
@@ -281,13 +279,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.start()
         return COMMANDS[args.command](args, pairs) or 0
     except Exception as error:
-        if not isinstance(error, USER_ERRORS) or os.environ.get("ALPHAALIGN_TRACEBACK"):
-            processes.abandon(1, error)
+        status, shown = ends_with(error)
+        if not isinstance(shown, str):
+            processes.abandon(status, error)
             raise
-        print(
-            f"alphaalign {args.command}: {printable(str(error))} (ALPHAALIGN_TRACEBACK=1 shows where)", file=sys.stderr
-        )
-        status = error.status if isinstance(error, ExpectedError) else 2
+        print(f"alphaalign {args.command}: {printable(shown)}", file=sys.stderr)
         processes.abandon(status)
         return status
 

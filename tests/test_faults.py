@@ -211,6 +211,19 @@ def test_records_that_cannot_be_written_stop_the_run_with_a_message(work, whole,
     same(folder, whole)
 
 
+def test_what_stopped_a_run_in_its_first_step_stops_it_again(work, capsys, monkeypatch):
+    """Step 0 is saved before it is made: taken for one that was made, its checks are passed over at the next start,
+    which launchers make by themselves; and the look before it stands twice in the records."""
+    apart = ["--config.rollout.max_logprob_gap=1e-12"]
+    for _ in range(2):
+        assert run(work, "apart", 2, *QUICK, *apart, "--resume=auto") == 2
+        assert "sampler and trainer disagree" in heard(capsys)[1]
+    assert run(work, "apart", 2, *QUICK, "--resume=auto") == 0
+    phases = [record["phase"] for record in lines(work / "apart/metrics.jsonl")]
+    assert phases == ["before", "train", "train", "after"]
+    assert sum(sample["phase"] == "before" for sample in lines(work / "apart/samples.jsonl")) == 4
+
+
 def test_a_run_that_has_ended_is_not_taken_for_another(work, whole, capsys):
     """Launchers add --resume=auto: a sweep that forgot another folder would read the first run's result every time."""
     assert run(work, "whole", 3, "--resume=auto", *QUICK) == 0
@@ -304,6 +317,18 @@ def test_a_request_to_another_host_ends_this_one_in_an_evaluation_too(monkeypatc
     with pytest.raises(notice.Ended, match="ended by SIGTERM: in the evaluation") as ended:
         notice.Notice().check("in the evaluation")
     assert ended.value.status == notice.PREEMPTED
+
+
+def test_a_request_that_comes_while_the_others_are_asked_is_kept(monkeypatch):
+    """The processes' answers are waited for: what is heard meanwhile must not be written over with them."""
+    heard_of = notice.Notice()
+
+    def gather(own):
+        heard_of._signal = signal.SIGTERM
+        return own[None]
+
+    monkeypatch.setattr(notice.processes, "gather_rows", gather)
+    assert not heard_of.reached() and heard_of.reached()
 
 
 def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, capsys, monkeypatch):

@@ -102,4 +102,4 @@ def update_kl_coef(
         )
     error = jnp.asarray(current_kl, jnp.float32) / target - 1.0
     error = jnp.clip(error, -MAX_PROPORTIONAL_ERROR, MAX_PROPORTIONAL_ERROR)
-    return jnp.where(jnp.isnan(error), kl_coef, kl_coef * (1.0 + error * (n_steps / horizon)))
+    return jnp.where(jnp.isfinite(current_kl), kl_coef * (1.0 + error * (n_steps / horizon)), kl_coef)

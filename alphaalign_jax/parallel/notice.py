@@ -52,9 +52,10 @@ class Notice:
 
     def reached(self) -> bool:
         """Whether to save and end: the same on all processes."""
-        everyone = processes.gather_rows(np.asarray(self._signal or 0, np.int32))
-        self._signal = int(everyone.max()) or None
-        return self._signal is not None
+        seen = int(processes.gather_rows(np.asarray(self._signal or 0, np.int32)).max())
+        if seen:  # else one may have been heard meanwhile: it is for the next look
+            self._signal = seen
+        return bool(seen)
 
     def check(self, what: str) -> None:
         """Raises Ended where there is nothing to save."""

@@ -55,14 +55,16 @@ def _check(given: dict[str, str]) -> None:
         )
 
 
-def abandon(status: int, error: BaseException | None = None) -> None:
-    """After an error ends this process at once if it is one of a cluster, with its traceback where ``error`` is given.
+def abandon(status: int, error: BaseException | str = "") -> None:
+    """After an error ends this process at once if it is one of a cluster, and shows it: its traceback, or a line.
 
     A regular end would wait for the others to end too, while they wait for this one at their next collective; so they
     are ended within ``_DEAD_AFTER_SECONDS``. Nothing where it runs alone.
     """
     if jax.distributed.is_initialized():
-        if error is not None:
+        if isinstance(error, str):
+            print(printable(error), file=sys.stderr)
+        else:
             print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
             print(f"process {jax.process_index()} ends here; where this is a lost connection, see the others' logs")
         sys.stdout.flush()

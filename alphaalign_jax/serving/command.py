@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import ssl
 import time
 from typing import Any
@@ -81,10 +82,12 @@ async def _serve(
         await _listen(web.TCPSite(runner, args.host, args.port, ssl_context=tls), args)
         # With --port=0 the system has chosen one.
         port = runner.addresses[0][1]
-        url = f"http{'s' if tls else ''}://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/score"
+        host = socket.getfqdn() if args.host in ("0.0.0.0", "::", "") else args.host
+        url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/score"
         asked = f", with the bearer token of {args.token_env}" if token else ""
         display.say(f"{config.reward_model.target} answers at {url}{asked}; a run asks it with")
-        display.say(f"  --config.reward_model.kind=http --config.reward_model.target={url}")
+        named = f" --config.reward_model.token_env={args.token_env}" if token else ""
+        display.say(f"  --config.reward_model.kind=http --config.reward_model.target={url}{named}")
         if token and not tls and args.host not in LOOPBACK:
             display.say("  the token travels unencrypted: give --certificate, or put a proxy with TLS before it")
         await ended.wait()

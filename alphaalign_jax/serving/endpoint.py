@@ -36,7 +36,7 @@ class Limits:
 
     max_rows: int  # of a request
     max_request_bytes: int
-    max_waiting: int  # rows of all requests that are not scored yet
+    max_waiting: int  # rows of all requests, but those that are being scored
     receive_timeout: float  # seconds for a request to arrive whole
     timeout: float  # seconds from then on to its scores
 
@@ -74,7 +74,7 @@ class Endpoint:
     def runner(self, app: web.Application) -> web.AppRunner:
         """Connections that say nothing are closed; a compressed body, which may unpack to anything, stays packed and is
         refused; who hangs up frees the queue."""
-        how = dict(handler_cancellation=True, auto_decompress=False, access_log=None)
+        how = dict(handler_cancellation=True, auto_decompress=False, access_log=None, lingering_time=1.0)
         how |= dict(keepalive_timeout=self._limits.receive_timeout, shutdown_timeout=self._limits.timeout)
         return web.AppRunner(app, **how)
 
@@ -88,7 +88,7 @@ class Endpoint:
             limit = f"; max_request_bytes is {self._limits.max_request_bytes}" if error.status == 413 else ""
             response = _error(error.status, f"{error.reason}{limit}: POST /score, GET /health", {})
         if response.status >= 400:
-            response.force_close()  # what is left of the request is not read
+            response.force_close()  # what is left of the request is read for a second, so that the answer arrives
         self.answered[response.status] += 1
         return response
 

@@ -22,7 +22,7 @@ class Full(Exception):
     """More rows wait than may."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # two may ask the same
 class _Asked:
     questions: list[str]
     answers: list[str]
@@ -53,7 +53,12 @@ class Pool:
         self._asked.append(asked)
         self.waiting += len(questions)
         self._more.set()
-        return await asked.scores
+        try:
+            return await asked.scores
+        finally:
+            if asked in self._asked:  # nobody waits for it any more
+                self._asked.remove(asked)
+                self.waiting -= len(questions)
 
     async def work(self) -> None:
         """Scores what is asked, until it is cancelled."""
@@ -65,18 +70,18 @@ class Pool:
                 continue
             if not await self._answered(together):
                 for asked in together:  # the rows of one must not fail another's
-                    await self._answered([asked])
+                    if not asked.scores.done():
+                        await self._answered([asked])
 
     def _next(self) -> list[_Asked]:
-        """Requests of the next call; those that nobody waits for any more are left out."""
+        """Requests of the next call."""
         together: list[_Asked] = []
         rows = 0
         while self._asked and (not together or rows + len(self._asked[0].questions) <= self._rows):
             asked = self._asked.popleft()
             self.waiting -= len(asked.questions)
-            if not asked.scores.done():
-                together.append(asked)
-                rows += len(asked.questions)
+            together.append(asked)
+            rows += len(asked.questions)
         return together
 
     async def _answered(self, together: Sequence[_Asked]) -> bool:

@@ -59,12 +59,9 @@ class Sampled:
 class Iteration:
     """Calls the compiled steps in order. The data position and all keys are functions of the step."""
 
-    def __init__(
-        self, prepared: Prepared, key: jax.Array, *, goes_on: bool = False, look: Callable[[str], None] = lambda _: None
-    ):
+    def __init__(self, prepared: Prepared, key: jax.Array, *, look: Callable[[str], None] = lambda _: None):
         """``key``: of the rollouts; the step is folded in.
 
-        ``goes_on``: as an earlier life did, so that sampler and trainer need not be compared again.
         ``look`` is called in long waits, with what is waited for: on all processes alike, and may raise.
         """
         self.p, self.config, self.key, self._look = prepared, prepared.config, key, look
@@ -75,7 +72,7 @@ class Iteration:
         balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
         self._controls = control_texts(prepared.policy.tokenizer)
-        self._gap_checked = goes_on
+        self.gap_checked = False  # sampler and trainer have been compared, in this life or, as they are, before it
         self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
@@ -83,7 +80,7 @@ class Iteration:
         error of the reward model, or of ``look``, leaves it usable."""
         clock = _Clock()
         # Responses that waited in a checkpoint are an earlier policy's: they say nothing of sampler and trainer.
-        self._gap_checked |= state.ahead is not None
+        self.gap_checked |= state.ahead is not None
         with clock("gen"):
             asked, ahead = self._responses(state, step)
         rollout, verdict = asked.rollout, asked.verdict
@@ -99,9 +96,9 @@ class Iteration:
         with clock("adv"):
             known = (prompts, rollout, verdict, helpfulness, scored)
             batch, scores, metrics, kl_coef = self.steps.assemble(state.kl_coef, *known)
-            if not self._gap_checked:
+            if not self.gap_checked:
                 check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
-                self._gap_checked = True
+                self.gap_checked = True
         label = self.p.train.label[asked.index]
         actor, critic = (state.actor, state.actor_opt), (state.critic, state.critic_opt)
         with clock("update_critic"):
@@ -197,7 +194,7 @@ class Iteration:
         # that they are the same, and while there is no update of the policy to show it.
         a = self.config.algorithm
         idle = self.p.critic is not None and step < a.critic_warmup
-        policy = a.old_logprob == "trainer" or not self._gap_checked or idle
+        policy = a.old_logprob == "trainer" or not self.gap_checked or idle
         if not policy and self.p.critic is None and state.reference is None:
             return {}
         found = self.steps.score(state, prompts, rollout.tokens, rollout.sampled, self.sampling, policy=policy)

@@ -14,7 +14,7 @@ import numpy as np
 from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
-from alphaalign_jax.errors import ExpectedError
+from alphaalign_jax.errors import ends_with
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
@@ -80,7 +80,7 @@ def _ending_together() -> Iterator[None]:
     except (RewardModelError, GuardError, Ended):
         raise
     except Exception as error:
-        processes.abandon(error.status if isinstance(error, ExpectedError) else 1, error)
+        processes.abandon(*ends_with(error))
         raise
 
 
@@ -119,8 +119,9 @@ class Run:
             display.say(f"not as it was, so that the run goes on as it would have up to rounding: {'; '.join(changed)}")
         key = jax.random.key(self.config.seed)
         self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
-        goes_on = self.resumes and not changed
-        self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), goes_on=goes_on, look=self.notice.check)
+        # Of all processes: one that compared sampler and trainer alone would wait for the others.
+        self.as_it_was = self.resumes and not processes.gather_rows(np.asarray(bool(changed))).any()
+        self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), look=self.notice.check)
         self.progress: Progress  # these two come with the state
         self.guards: Guards
         self.due = ""  # the save that is: of a state to be "kept", or the "newest"
@@ -177,8 +178,10 @@ class Run:
 
     def _resumed(self) -> TrainState:
         state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
-        for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated)):
+        looked = self.progress.before is not None
+        for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated, looked)):
             self.display.say(line)
+        self.iteration.gap_checked = self.as_it_was and int(state.step) > 0  # in a first step that came to its end
         self.guards = Guards(self.config.guards, self.progress.guards)
         ended = finished(self.mirror.folder, int(state.step))
         if ended is not None:  # and is made longer: its last look is in no checkpoint
@@ -295,7 +298,7 @@ class Run:
         """Starts to; False where the writer was busy, and it was not to ``wait`` for it."""
         began = time.perf_counter()
         try:
-            self.records.flush()  # a run that goes on from here has what was written before
+            self.records.flush()  # what was written before follows the checkpoint to its bucket
             self.mirror.push(now=True)
         finally:
             self.progress.seconds, self.progress.guards = time.perf_counter() - self.began, self.guards.state

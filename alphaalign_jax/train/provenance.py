@@ -32,7 +32,7 @@ def inputs(prepared: Prepared) -> dict[str, str]:
         "data.heldout": _rows(prepared.heldout),
         "model.path's tokenizer": _tokenizer(prepared.policy, prepared.train, prepared.heldout),
     }
-    if prepared.scorer is not None and prepared.scorer.identity:
+    if prepared.scorer is not None:
         found["reward_model.target"] = prepared.scorer.identity
     _check_alike(found)
     return found

@@ -52,16 +52,19 @@ class Records:
         self._files: dict[str, Any] = {}
         self._tensorboard: dict[str, EventFileWriter] = {}
 
-    def begin(self, resume_step: int | None = None, evaluated: int = 0) -> list[str]:
+    def begin(self, resume_step: int | None = None, evaluated: int = 0, looked: bool = True) -> list[str]:
         """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped, and
-        evaluations after the step ``evaluated``, which are made again. Returns what is to be said of them."""
+        evaluations after the step ``evaluated``, which are made again, as is the one before the first step where it is
+        not known to have been (``looked``). Returns what is to be said of them."""
         if not processes.first():  # one process writes for all
             return []
         said = []
         self.directory.mkdir(parents=True, exist_ok=True)
         for name in ("metrics", "samples", "alarms"):
             path = self.directory / f"{name}.jsonl"
-            kept, broken = _before(path, resume_step, evaluated) if resume_step is not None else ([], 0)
+            kept, broken = [], 0
+            if resume_step is not None:
+                kept, broken = _before(path, resume_step, evaluated, looked)
             if broken:
                 said.append(f"{path}: {broken} line(s) that a crash has left half written are taken out")
             output.write(path, "".join(kept))
@@ -178,13 +181,14 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _before(path: pathlib.Path, step: int, evaluated: int) -> tuple[list[str], int]:
+def _before(path: pathlib.Path, step: int, evaluated: int, looked: bool) -> tuple[list[str], int]:
     """Lines of what came before the first step, of steps below ``step``, and of evaluations up to ``evaluated``; and
     how many are no records: a host that loses its power leaves such, not only at the end."""
     if not path.exists():
         return [], 0
     # An evaluation bears the number of the steps before it.
-    until, kept, broken = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf}, [], 0
+    until = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf if looked else -math.inf}
+    kept, broken = [], 0
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             record = json.loads(line)

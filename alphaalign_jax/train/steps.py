@@ -36,6 +36,8 @@ from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.objectives import Metrics
 from alphaalign_jax.types import BENIGN, Array, Examples, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
 
+_HANDFUL = 8  # answers below which a share of them says nothing
+
 
 class Steps:
     """Everything that runs on the mesh in a training step."""
@@ -247,6 +249,7 @@ class Steps:
             std_floor=settings.std_floor,
             relative_std_floor=settings.relative_std_floor,
         )
+        asked = counts.scored + counts.unscorable
         failed = jnp.zeros_like(verdict.answered)
         if settings.helpfulness != "off":
             failed = (label == BENIGN)[:, None] & verdict.answered & ~jnp.isfinite(helpfulness)
@@ -262,7 +265,7 @@ class Steps:
         return scores, {
             "reward/scored": counts.scored,
             "reward/unscorable": counts.unscorable,
-            "reward/unscored_rate": counts.unscorable / jnp.maximum(counts.scored + counts.unscorable, 1),
+            "reward/unscored_rate": jnp.where(asked < _HANDFUL, 0.0, counts.unscorable / jnp.maximum(asked, 1)),
             "reward/flat_groups": counts.flat_groups,
         }
 

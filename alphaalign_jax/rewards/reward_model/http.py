@@ -248,14 +248,17 @@ class HttpRewardModel:
         connection, late = self._connection(), threading.Event()
         sock = timer = None
         try:
-            connection.connect()
-            sock = connection.sock  # which http.client lets go of before the body is read
+            sock = self._connect(connection)  # which http.client lets go of before the body is read
             self._open.add(sock)
+            if self._closed.is_set():
+                raise RewardModelError(f"{self._name}: stopped")
             # A socket's own time-out begins anew with each packet, and a byte is one: of a head, a body, a trailer.
             timer = threading.Timer(self._limits.read_timeout, lambda: (late.set(), _hang_up(sock)))
             timer.daemon = True
             timer.start()
             sock.settimeout(self._limits.read_timeout)
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
             connection.request("POST", self._target(), body, self._headers())
             response = connection.getresponse()
             self._check_status(response)
@@ -280,9 +283,16 @@ class HttpRewardModel:
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port, timeout = self._url.hostname, self._url.port, self._limits.connect_timeout
+        return http.client.HTTPConnection(host, port or (443 if self._url.scheme == "https" else 80), timeout=timeout)
+
+    def _connect(self, connection: http.client.HTTPConnection) -> socket.socket:
+        """The socket, of TLS before its handshake: that is part of what one deadline holds."""
+        connection.connect()
         if self._url.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=ssl.create_default_context())
-        return http.client.HTTPConnection(host, port, timeout=timeout)
+            context, host = ssl.create_default_context(), self._url.hostname
+            plain = connection.sock
+            connection.sock = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+        return connection.sock
 
     def _target(self) -> str:
         return self._url.path or "/"

@@ -9,6 +9,7 @@ mixed: a failed call summed as 0 looks exactly like a policy that is not helpful
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -117,6 +118,10 @@ class ScoreFuture:
         return self._future.result()[1]
 
 
+def _fail(error: RewardModelError) -> Any:
+    raise error
+
+
 class AsyncScorer:
     """Runs a reward model beside the device: submit, dispatch what does not need the scores, then ask for the result.
 
@@ -150,7 +155,10 @@ class AsyncScorer:
             return self._enqueue(lambda: (np.zeros(0, np.float32), 0.0))
         begun = time.perf_counter()
         launch = getattr(self._model, "dispatch", None)
-        finish = launch(questions, answers) if launch is not None else None
+        try:
+            finish = launch(questions, answers) if launch is not None else None
+        except RewardModelError as error:  # told where all processes look for it: one alone would wait for the others
+            return self._enqueue(functools.partial(_fail, error))
 
         def call() -> tuple[np.ndarray, float]:
             start = begun if finish is not None else time.perf_counter()
