@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -307,9 +308,12 @@ def _reason(error: Exception) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
-    """In one line. What a thing was stands at a message's beginning, and what the system said of it at its end."""
+    """In one line. What it was stands at a message's beginning; what the system said of it before its error's code."""
     text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+    if len(text) <= length:
+        return text
+    said = re.findall(r"[^:]+\[os_error_code[^\]]*\]", text) or [text[-length // 2 :]]
+    return f"{text[: length // 2]} ...{said[0]}"
 
 
 @functools.cache
