@@ -1,14 +1,18 @@
 """The smallest run of the whole loop, for the tests that start, stop and break it."""
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import pytest
 
 from alphaalign_jax.cli import main
 from alphaalign_jax.rollout.engine import Engine
+from alphaalign_jax.train import assembly, iteration
 from alphaalign_jax.train.iteration import Iteration
 from alphaalign_jax.types import BENIGN
 
@@ -52,6 +56,39 @@ def run(work, name, steps, *extra):
     settings = {**SMALL, "data.heldout": str(work / "heldout.jsonl"), "out": str(work / name), "steps": str(steps)}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
     return main(["train", f"--config={ROOT}/configs/tiny.py", *arguments, *extra])
+
+
+@contextlib.contextmanager
+def shared_programs():
+    """Runs with the same settings share what they read and their compiled programs: tracing them anew is half of a
+    small run's time. Not their reward model, nor what the held-out file holds now."""
+    prepare, make, prepared, steps = assembly.prepare, iteration.Steps, {}, {}
+    alike = dict(name="", out="", samples=0, export=True)
+
+    def of(config):
+        apart = {name: type(getattr(config, name))() for name in ("eval", "checkpoint", "guards")}
+        apart["reward_model"] = dataclasses.replace(config.reward_model, target="", retries=0, timeout_s=1.0)
+        return repr(dataclasses.replace(config, **alike, **apart)) + repr(config.eval.max_new_tokens)
+
+    def prepared_once(config, mirror):
+        read = [pathlib.Path(path).read_bytes() for path in config.data.heldout if pathlib.Path(path).is_file()]
+        key = of(dataclasses.replace(config, steps=1)) + repr(read)
+        if key not in prepared:
+            found = prepare(config, mirror)
+            prepared[key] = dataclasses.replace(found, scorer=None)
+            return found
+        return dataclasses.replace(prepared[key], config=config, scorer=assembly.build_scorer(config))
+
+    def made_once(config, *networks):
+        key = of(config)
+        if key not in steps:
+            steps[key] = make(config, *networks)
+        return steps[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(assembly, "prepare", prepared_once)
+        patched.setattr(iteration, "Steps", made_once)
+        yield
 
 
 def answering(monkeypatch):

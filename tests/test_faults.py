@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import run_cases
 from run_cases import ROOT, answering, lines, run, saved
 from test_reward_http import _Server, reply
 
@@ -21,8 +22,15 @@ from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.train import checkpoint, iteration, loop, provenance
 from alphaalign_jax.train.iteration import Iteration
 from alphaalign_jax.train.records import Records
+from alphaalign_jax.train.steps import Steps
 
 QUICK = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with run_cases.shared_programs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -365,9 +373,8 @@ def test_a_reward_model_s_faults_stop_the_run_with_its_state_saved(work, whole, 
 
 def poisoned(monkeypatch, first):
     """From step ``first`` on a log-prob of the reference is NaN, and with it the KL, the rewards, and so on."""
-    make = iteration.Steps
 
-    class Poisoned(make):
+    class Poisoned(Steps):
         calls = 0
 
         def __init__(self, *args):
