@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import rich.console
+import run_cases
 import safetensors.numpy
 from run_cases import PROMPTS, ROOT, lines, run, saved
 
@@ -23,6 +24,12 @@ from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 from alphaalign_jax.train import assembly, objectives
 from alphaalign_jax.train.iteration import Iteration, check_gap
 from alphaalign_jax.train.records import Records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with run_cases.shared_programs():
+        yield
 
 
 @pytest.fixture(scope="module")
