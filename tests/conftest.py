@@ -23,6 +23,14 @@ import jax.experimental.topologies  # noqa: E402
 import pytest  # noqa: E402
 import run_cases  # noqa: E402
 
+# Files that take minutes, begun first: the last of them, alone on one core, would be what the suite waits for.
+LONG = ("test_processes", "test_train", "test_faults", "test_planning", "test_mesh", "test_buckets", "test_malformed")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "alphaalign_jax_test_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

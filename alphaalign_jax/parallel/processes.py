@@ -62,10 +62,9 @@ def abandon(status: int, error: BaseException | str = "") -> None:
     are ended within ``_DEAD_AFTER_SECONDS``. Nothing where it runs alone.
     """
     if jax.distributed.is_initialized():
-        if isinstance(error, str):
-            print(printable(error), file=sys.stderr)
-        else:
-            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        if error:
+            shown = error if isinstance(error, str) else "".join(traceback.format_exception(error))
+            print(printable(shown), file=sys.stderr)
             print(f"process {jax.process_index()} ends here; where this is a lost connection, see the others' logs")
         sys.stdout.flush()
         sys.stderr.flush()

@@ -207,6 +207,8 @@ class Checkpoints:
         """What Orbax and storage raise in writing, as one line that says what is left."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of a process that is gone: nothing is wrong with the disk
+            raise
         except Exception as error:
             self._manager.reload()  # it has forgotten those that were to go once this one is written
             whole = self.steps()
