@@ -256,8 +256,10 @@ def test_async_scorer_launches_dispatch_on_the_callers_thread():
         def dispatch(self, questions, answers):
             raise RewardModelError("its template fails on this text")
 
-    with AsyncScorer(Failing()) as scorer, pytest.raises(RewardModelError, match="its template fails"):
-        scorer.submit(["q"], ["a"]).result()  # not in submit, on one process of many
+    with AsyncScorer(Failing()) as scorer:
+        asked = scorer.submit(["q"], ["a"])  # raised here, one process of many would leave the others waiting
+        with pytest.raises(RewardModelError, match="its template fails"):
+            asked.result()
     with AsyncScorer(Dispatching()) as scorer:
         np.testing.assert_array_equal(scorer.score(["q"], ["a"]), np.float32([1]))
     assert seen[0] is threading.current_thread() and seen[1] is not threading.current_thread()
