@@ -72,7 +72,7 @@ def _bpe(vocab: dict[str, int], decoder, **kwargs):
 
 
 def test_byte_level_rows():
-    """Bug: 'Ġ' taken for two UTF-8 bytes, or a special token run through the byte alphabet."""
+    """Bug: 'Ġ' taken for two UTF-8 bytes, or an added token read other than the library decodes it."""
     decoders = pytest.importorskip("tokenizers.decoders")
     assert sorted(byte_alphabet().values()) == list(range(256)) and byte_alphabet()["\u0120"] == 0x20
     pre = pytest.importorskip("tokenizers.pre_tokenizers")
@@ -80,14 +80,15 @@ def test_byte_level_rows():
     vocab = {char: i for i, char in enumerate(sorted(byte_alphabet()))}
     vocab |= {"\u0120the": 256, "\u00e2\u0122": 257, "\u2603x": 258}
     backend = _bpe(vocab, decoders.ByteLevel())
-    backend.add_special_tokens(["<|\u00e9nd|>"])
+    backend.add_special_tokens(["<|\u00e9nd|>", "<|end of it|>"])
     table = token_bytes(_fast(backend), vocab_size=270)
-    assert table[256:] == [b" the", b"\xe2\x80", "\u2603x".encode(), "<|\u00e9nd|>".encode()] + [b""] * 10
+    assert table[256:] == [b" the", b"\xe2\x80", "\u2603x".encode(), b"<|\xe9nd|>", b"<|end of it|>"] + [b""] * 9
     rng = random.Random(2)
     for _ in range(300):
-        ids = [rng.randrange(259) for _ in range(8)]
-        assert b"".join(table[i] for i in ids).decode("utf-8", "replace") == backend.decode(ids), ids
-    with pytest.raises(ValueError, match="vocab_size=259.*highest id is 259"):
+        ids = [rng.randrange(261) for _ in range(8)]
+        text = backend.decode(ids, skip_special_tokens=False)
+        assert b"".join(table[i] for i in ids).decode("utf-8", "replace") == text, ids
+    with pytest.raises(ValueError, match="vocab_size=259.*highest id is 260"):
         token_bytes(_fast(backend), vocab_size=259)
 
 
@@ -108,6 +109,22 @@ def test_sentencepiece_rows():
     assert token_bytes(_fast(backend)) == table
     backend.decoder = decoders.Metaspace()
     assert token_bytes(_fast(backend))[255:258] == [b"<0xFF>", b" I", b"  "], "no ByteFallback: the text is literal"
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_added_tokens_with_a_metaspace_are_read_as_the_library_decodes_them(fallback):
+    """Bug: Gemma's added tokens of spaces, or one spelt '<0x42>', verified by their literal text, which nobody sees."""
+    tokenizers = pytest.importorskip("tokenizers")
+    decoders = tokenizers.decoders
+    steps = [decoders.Replace("\u2581", " "), *([decoders.ByteFallback()] if fallback else []), decoders.Fuse()]
+    for decoder in (decoders.Sequence(steps), decoders.Metaspace(prepend_scheme="never")):
+        backend = _bpe({"a": 0, "\u2581b": 1}, decoder)
+        backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in ("\u2581\u2581", "x\u2581", "<0x42>")])
+        backend.add_special_tokens(["<\u2581end>", "\u00e9"])
+        table = token_bytes(_fast(backend))
+        for i in range(len(table)):
+            whole = backend.decode([0, i, 0], skip_special_tokens=False)
+            assert (b"a" + table[i] + b"a").decode() == whole, backend.id_to_token(i)
 
 
 def test_other_decoders_are_refused_by_name():

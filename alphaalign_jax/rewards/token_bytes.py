@@ -25,7 +25,8 @@ def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:
         vocab_size: rows of the model's embedding, when it is padded beyond the tokenizer. Padding rows, and ids the
             tokenizer leaves unused, give ``b""``. Default: up to the tokenizer's highest id.
 
-    Added and special tokens give their literal text as UTF-8. The space that a sentencepiece decoder strips from the
+    Added and special tokens go through the decoder too, as in the library: a '▁' in their text is a space where the
+    decoder makes it one, and text outside of GPT-2's alphabet, such as a space, stands for itself. The space that a sentencepiece decoder strips from the
     start of a whole text is kept: what a row stands for does not depend on where it stands.
 
     Raises ValueError for a slow tokenizer, a decoder that is not understood, or a ``vocab_size`` below the highest id.
@@ -39,8 +40,8 @@ def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:
     to_bytes = _row_decoder(spec.get("decoder"))
 
     rows = {i: to_bytes(text) for text, i in ids.items()}
-    # Last: an added token may also have a row in the model's vocabulary, and its literal text is what counts.
-    rows.update({token["id"]: token["content"].encode("utf-8") for token in spec["added_tokens"]})
+    # Last: an added token may also have a row in the model's vocabulary. The library decodes its text like any other's.
+    rows.update({token["id"]: to_bytes(token["content"]) for token in spec["added_tokens"]})
     needed = max(rows) + 1
     if vocab_size is not None and vocab_size < needed:
         raise ValueError(
