@@ -89,6 +89,12 @@ def _using(commands: Any) -> None:
             default=True,
             help="put the AlphaAlign instruction before the question; false: a refusal counts outside the tags too",
         )
+        command.add_argument(
+            "--chat_args",
+            help="arguments of the chat template, as name=value,...: enable_thinking=false; default: as the model was "
+            "trained",
+        )
+        command.add_argument("--chat_date", help="today's date for a chat template that asks for it; default: likewise")
         command.add_argument("--temperature", type=float, default=1.0 if command is audit else 0.0)
         command.add_argument("--top_k", type=int, default=0)
         command.add_argument("--top_p", type=float, default=1.0)

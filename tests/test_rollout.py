@@ -57,6 +57,7 @@ SETTINGS = {
     "top_k": Sampling.create(0.9, top_k=5),
     "top_p": Sampling.create(1.3, top_p=0.7),
     "both": Sampling.create(0.8, top_k=9, top_p=0.8),
+    "padded": Sampling.create(3.0, owned=np.arange(V) % 3 != 1),
 }
 
 
@@ -72,6 +73,19 @@ def test_trainer_recomputes_the_samplers_logprobs(name):
     gap = np.where(rollout.sampled, np.asarray(logprob) - rollout.logprob, 0)
     assert np.abs(gap).max() < 3e-4  # log-probs reach -30 here
     assert np.asarray(rollout.logprob)[np.asarray(rollout.sampled)].min() > -50
+
+
+def test_rows_that_no_token_owns_are_never_drawn():
+    """Embedding tables are padded by hundreds of rows: drawn, they have no bytes, so that nobody sees them and the
+    verifiers pass over them. The trainer must renormalise likewise, or the gap between the two is theirs."""
+    sampling, owned = SETTINGS["padded"], np.arange(V) % 3 != 1
+    for heat in (sampling, sampling.replace(temperature=jnp.float32(0.0))):
+        rollout = jax.device_get(draw(params(), prompts(), jax.random.key(7), heat, group=64))
+        assert owned[rollout.tokens[rollout.sampled]].all()
+    logits = np.array([[2.0, 9.0, -1.0, 0.5] + [0.0] * (V - 4)], np.float32)
+    found = np.asarray(jax.nn.softmax(scaled_logits(jnp.asarray(logits), sampling)))[0]
+    weights = np.where(owned, np.exp(logits[0].astype(np.float64) / 3), 0)
+    assert np.allclose(found, weights / weights.sum(), atol=1e-6) and not found[~owned].any()
 
 
 def test_prompts_are_computed_once_and_logits_in_chunks():

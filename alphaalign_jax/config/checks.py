@@ -68,6 +68,10 @@ def check(config: Config) -> None:
     if share != -1 and not 0 <= share <= 1:
         raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")
     _check_target(config)
+    try:
+        _ = config.chat
+    except ValueError as error:
+        raise ValueError(f"config.model.{error}") from None
     _check_slices(config)
     r, a = config.rollout, config.algorithm
     _check_algorithm(config)

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 from alphaalign_jax import buckets
+from alphaalign_jax.config.chat import ChatSettings
 
 
 def _section(cls):
@@ -24,6 +25,9 @@ class Model:
     remat: str = "none"  # what the backward pass keeps of a layer: none (all), dots, full (its input only)
     # plain (matrix products, XLA), splash (TPU kernel), triton (GPU kernel), or auto: what suits the device.
     attention: str = "auto"
+    # Today's date for a chat template that asks for one: read from the clock, prompts would change from day to day.
+    chat_date: str = "2024-07-26"
+    chat_args: tuple = ()  # further arguments of the chat template, as name=value: enable_thinking=false
 
 
 @_section
@@ -250,3 +254,8 @@ class Config:
     @property
     def export_dir(self) -> pathlib.Path:
         return self.run_dir / "export"
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the policy's chat template is rendered with."""
+        return ChatSettings(self.model.chat_date, self.model.chat_args)

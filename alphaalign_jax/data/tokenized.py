@@ -10,7 +10,7 @@ import numpy as np
 
 from alphaalign_jax.data.row import PromptRow, show
 from alphaalign_jax.hf import chat
-from alphaalign_jax.hf.tokenizer import control_texts
+from alphaalign_jax.hf.chat import DEFAULT, ChatSettings, control_texts
 from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]
@@ -48,6 +48,7 @@ class PromptSet:
         max_length: int | None = None,
         on_long: str = "error",
         prefix: Sequence[int] | np.ndarray | None = None,
+        settings: ChatSettings = DEFAULT,
     ) -> PromptSet:
         """Tokenizes one set of prompts. For sets that must share a prefix (train and held-out) see ``build_sets``.
 
@@ -61,10 +62,10 @@ class PromptSet:
             end of the question and the assistant's header are what would go.
           prefix: the prefix to use; every prompt must begin with it and go on after it. None takes the longest
             common one.
+          settings: what the chat template is rendered with.
         """
-        return build_sets(
-            {"prompts": rows}, tokenizer, render, bucket=bucket, max_length=max_length, on_long=on_long, prefix=prefix
-        )["prompts"]
+        how = dict(bucket=bucket, max_length=max_length, on_long=on_long, prefix=prefix, settings=settings)
+        return build_sets({"prompts": rows}, tokenizer, render, **how)["prompts"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,6 +136,7 @@ def build_sets(
     max_length: int | Mapping[str, int] | None = None,
     on_long: str = "error",
     prefix: Sequence[int] | np.ndarray | None = None,
+    settings: ChatSettings = DEFAULT,
 ) -> dict[str, PromptSet]:
     """Tokenizes several sets so that all share one prefix: its key/value cache is computed once for all of them.
 
@@ -148,7 +150,7 @@ def build_sets(
         raise ValueError(f"on_long is {on_long!r}; expected 'error' or 'drop'")
     limits = max_length if isinstance(max_length, Mapping) else dict.fromkeys(sets, max_length)
     kept = {
-        name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render), limits.get(name), on_long)
+        name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render, settings), limits.get(name), on_long)
         for name, rows in sets.items()
     }
     everything = [ids for pairs in kept.values() for _, ids in pairs]
@@ -171,13 +173,16 @@ def build_sets(
     }
 
 
-def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | None) -> list[list[int]]:
+def tokenize_rows(
+    rows: Sequence[PromptRow], tokenizer: Any, render: Render | None, settings: ChatSettings = DEFAULT
+) -> list[list[int]]:
     """Token ids of each row's whole prompt: one user turn, then the assistant's header.
 
     Raises ValueError for a chat template that does not do that, and for a prompt that spells a control token: the rest
     of it would be read as somebody else's turn.
     """
-    chat.check(tokenizer)
+    chat.check(tokenizer, settings)
+    chat.check_generation_prompt(tokenizer, settings)
     control = control_texts(tokenizer)
     for row in rows:
         spelt = next((text for text in control if text in row.prompt), None)
@@ -188,7 +193,7 @@ def tokenize_rows(rows: Sequence[PromptRow], tokenizer: Any, render: Render | No
             )
     render = render or (lambda question: question)
     turn = lambda row: [{"role": "user", "content": render(row.prompt)}]
-    return [chat.ids(tokenizer, turn(row), generation_prompt=True) for row in rows]
+    return [chat.ids(tokenizer, turn(row), settings, generation_prompt=True) for row in rows]
 
 
 def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from alphaalign_jax import config, hf, output
+from alphaalign_jax.config.chat import ChatSettings
 from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
@@ -52,10 +53,8 @@ def evaluate(args: Any) -> None:
     responses = [samples[0] for samples in sample(args, rows, display, group=1)]
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
-    output.write(
-        args.out,
-        json.dumps({**everything, "by_source": groups, "model": args.model, "data": args.data}, indent=2) + "\n",
-    )
+    about = {"model": args.model, "data": args.data, "chat": chat_settings(args).to_json()}
+    output.write(args.out, json.dumps({**everything, "by_source": groups, **about}, indent=2) + "\n")
     display.say(outcome.single({"all": everything, **groups}))
 
 
@@ -69,9 +68,10 @@ def sample(
         )
     if not 0 <= args.seed < 2**31:
         raise ValueError(f"--seed={args.seed}: expected 0 to {2**31 - 1}")
-    sampling = Sampling.create(args.temperature, args.top_k, args.top_p)
-    policy = Policy.open(args.model, args.format_mode)
-    prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None)
+    Sampling.create(args.temperature, args.top_k, args.top_p)  # refuses numbers out of range before anything is read
+    policy = Policy.open(args.model, args.format_mode, chat_settings(args))
+    sampling = policy.sampling(args.temperature, args.top_k, args.top_p)
+    prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None, settings=policy.chat)
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     longest = prompts.longest + len(forced) + args.max_new_tokens
     if longest > policy.spec.max_positions:
@@ -101,6 +101,16 @@ def sample(
             f"{args.model} with --dtype={args.dtype} gives log-probs that are no finite numbers: no result"
         )
     return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
+
+
+def chat_settings(args: Any) -> ChatSettings:
+    """Return what the chat template is rendered with: as the model was saved with, but for the given options."""
+    saved = hf.saved_chat(args.model)
+    pairs = saved.args if args.chat_args is None else tuple(filter(None, args.chat_args.split(",")))
+    try:
+        return ChatSettings(args.chat_date or saved.date, pairs)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def judged_whole(response: Response) -> Response:

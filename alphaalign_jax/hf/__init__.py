@@ -1,14 +1,24 @@
 """Hugging Face, GGUF and Orbax models, in and out."""
 
+from alphaalign_jax.hf.chat import ChatSettings, control_texts, end_of_turn, reads_date
 from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import check, load
 from alphaalign_jax.hf.orbax_model import describe_run, save_model
-from alphaalign_jax.hf.paths import is_classifier, load_config, load_generation_config, load_spec, resolve, spec_of
+from alphaalign_jax.hf.paths import (
+    is_classifier,
+    load_config,
+    load_generation_config,
+    load_spec,
+    resolve,
+    saved_chat,
+    spec_of,
+)
 from alphaalign_jax.hf.staging import check_target
-from alphaalign_jax.hf.tokenizer import control_texts, end_of_turn, load_tokenizer, stop_ids
+from alphaalign_jax.hf.tokenizer import load_tokenizer, stop_ids, token_ids
 
 __all__ = [
+    "ChatSettings",
     "Model",
     "check",
     "check_target",
@@ -24,8 +34,11 @@ __all__ = [
     "load_spec",
     "load_tokenizer",
     "read_model",
+    "reads_date",
     "resolve",
     "spec_of",
     "save_model",
+    "saved_chat",
     "stop_ids",
+    "token_ids",
 ]

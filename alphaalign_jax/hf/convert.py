@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from alphaalign_jax.hf.chat import ChatSettings
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import load, open_source
 from alphaalign_jax.hf.orbax_model import save_model
-from alphaalign_jax.hf.paths import kind, load_config, load_generation_config, marker, resolve
+from alphaalign_jax.hf.paths import kind, load_config, load_generation_config, marker, resolve, saved_chat
 from alphaalign_jax.hf.staging import check_target
 from alphaalign_jax.hf.tokenizer import load_tokenizer
 from alphaalign_jax.models import Network, Params
@@ -26,6 +27,7 @@ class Model:
     tokenizer: Any
     config: dict[str, Any]
     generation_config: dict[str, Any]
+    chat: ChatSettings
 
 
 def convert(src: str | Path, dst: str | Path, format: str, *, dtype: str | None = None) -> Path:
@@ -40,7 +42,7 @@ def convert(src: str | Path, dst: str | Path, format: str, *, dtype: str | None 
         raise ValueError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
     check_target(dst)
     model = read_model(src, dtype)
-    common = dict(tokenizer=model.tokenizer, base_config=model.config, generation_config=model.generation_config)
+    common = dict(tokenizer=model.tokenizer, base_config=model.config, generation_config=model.generation_config, chat=model.chat)
     if format == "hf":
         return export(model.params, model.network, dst, dtype=dtype, **common)
     return save_model(model.params, model.network, dst, **common)
@@ -50,7 +52,7 @@ def read_model(src: str | Path, dtype: str | None = None) -> Model:
     """The model at ``src`` with its tokenizer and configs, on this process's first device."""
     path = resolve(src)
     network, params = load(path, param_dtype=dtype or _stored_dtype(path))
-    return Model(params, network, load_tokenizer(path), load_config(path), load_generation_config(path))
+    return Model(params, network, load_tokenizer(path), load_config(path), load_generation_config(path), saved_chat(path))
 
 
 def _stored_dtype(path: Path) -> str:

@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
 import numpy as np
 
 from alphaalign_jax.hf import tables
+from alphaalign_jax.hf.chat import DEFAULT, ChatSettings
 from alphaalign_jax.hf.safetensors_dir import write_file
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.hf.tables import Row
@@ -36,6 +37,7 @@ def export(
     *,
     generation_config: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    chat: ChatSettings = DEFAULT,
 ) -> Path:
     """Writes ``out_dir``: safetensors, ``config.json``, ``generation_config.json`` and the tokenizer's files.
 
@@ -45,6 +47,7 @@ def export(
         dtype: of the tensors written; None: that of ``params``, so that loading them again gives the same bits.
         generation_config: likewise kept, but for ``eos_token_id``, which lists every id that ends a response.
         max_shard_bytes: of one safetensors file; a larger tensor gets a file to itself.
+        chat: what the chat template was rendered with; kept beside the model, which is then used with the same.
 
     Every process of a multi-process run calls it; process 0 writes. The directory appears when it is complete; an
     earlier export there is replaced, anything else refused. A value network has no Hugging Face class: ValueError.
@@ -58,10 +61,10 @@ def export(
         raise ValueError(f"export dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
     check_params(params, network.shapes())
     config = merged_config(network, base_config, tokenizer, dtype)
-    with staged(out_dir, kind="hf_export", dtype=dtype) as out:
+    with staged(out_dir, kind="hf_export", dtype=dtype, chat=chat.to_json()) as out:
         _write_weights(params, network, out, jnp.dtype(dtype), max_shard_bytes)
         if jax.process_index() == 0:
-            write_configs(out, config, generation_config, tokenizer)
+            write_configs(out, config, generation_config, tokenizer, chat)
     return Path(out_dir)
 
 
@@ -103,7 +106,7 @@ def merged_config(network: Network, base: Mapping[str, Any] | None, tokenizer: A
 
 
 def write_configs(
-    out: Path, config: dict[str, Any], generation_config: Mapping[str, Any] | None, tokenizer: Any
+    out: Path, config: dict[str, Any], generation_config: Mapping[str, Any] | None, tokenizer: Any, chat: ChatSettings
 ) -> None:
     """``config.json``, ``generation_config.json`` and the tokenizer's files."""
     ids = {
@@ -113,7 +116,7 @@ def write_configs(
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
         _name_tokenizer_class(out / "tokenizer_config.json")
-        generation["eos_token_id"] = list(stop_ids(tokenizer, config, generation_config))
+        generation["eos_token_id"] = list(stop_ids(tokenizer, config, generation_config, settings=chat))
     _write_json(out / "config.json", config)
     _write_json(out / "generation_config.json", generation)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from alphaalign_jax.hf.chat import DEFAULT, ChatSettings
 from alphaalign_jax.hf.export import check_params, merged_config, write_configs
 from alphaalign_jax.hf.paths import MARKER, RUN_STEPS, is_step, kind, load_spec, marker, read_json
 from alphaalign_jax.hf.staging import staged
@@ -34,16 +35,18 @@ def save_model(
     base_config: Mapping[str, Any] | None = None,
     *,
     generation_config: Mapping[str, Any] | None = None,
+    chat: ChatSettings = DEFAULT,
 ) -> Path:
     """Writes ``out_dir`` in this format, arguments as for ``export``; ``load`` reads it back bit for bit."""
     check_params(params, network.shapes())
     dtype = str(params["embed"]["table"].dtype)
     config = merged_config(network, base_config, tokenizer, dtype)
-    with staged(out_dir, kind="orbax_model", head=network.head, dtype=dtype, digests=digests(params)) as out:
+    marks = dict(kind="orbax_model", head=network.head, dtype=dtype, chat=chat.to_json(), digests=digests(params))
+    with staged(out_dir, **marks) as out:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(out / "params", params)
         if jax.process_index() == 0:
-            write_configs(out, config, generation_config, tokenizer)
+            write_configs(out, config, generation_config, tokenizer, chat)
     return Path(out_dir)
 
 
@@ -55,6 +58,7 @@ def describe_run(
     generation_config: Mapping[str, Any] | None,
     *,
     item: str,
+    chat: ChatSettings,
 ) -> None:
     """Makes a training run's folder a model; ``resolve(run_dir)`` finds it.
 
@@ -68,10 +72,11 @@ def describe_run(
         "dtype": "float32",
         "steps": RUN_STEPS,
         "item": item,
+        "chat": chat.to_json(),
     }
     with staged(Path(run_dir) / "model", **marks) as out:
         if jax.process_index() == 0:
-            write_configs(out, config, generation_config, tokenizer)
+            write_configs(out, config, generation_config, tokenizer, chat)
 
 
 def _weights(path: Path) -> Path:

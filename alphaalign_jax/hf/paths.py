@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alphaalign_jax import buckets
+from alphaalign_jax.config.chat import ChatSettings
 from alphaalign_jax.hf import gguf
 from alphaalign_jax.models import ModelSpec
 from alphaalign_jax.models.spec import checked
@@ -68,6 +69,12 @@ def marker(path: Path) -> dict[str, Any]:
     return _checked_marker(file, read_json(file)) if file.is_file() else {}
 
 
+def saved_chat(path: str | Path) -> ChatSettings:
+    """Return the chat settings that a model of ours was saved with; the defaults for any other model."""
+    recorded = marker(resolve(path)).get("chat") if kind(resolve(path)) != "gguf" else None
+    return ChatSettings() if recorded is None else ChatSettings.of(recorded)
+
+
 def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:
     """A marker comes with a model, from anywhere: what it says must not lead out of its folder."""
     files, written, ours = said.get("files", []), said.get("digests", {}), said.get("kind") == "orbax_model"
@@ -78,12 +85,20 @@ def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:
         "dtype": said.get("dtype", None if ours else _DTYPES[0]) in _DTYPES,
         "files": isinstance(files, list) and all(is_plain_name(name) for name in files),
         "steps": said.get("steps", RUN_STEPS) == RUN_STEPS,
+        "chat": "chat" not in said or _are_chat_settings(said["chat"]),
         "item": said.get("item", "actor") in ("actor", "average") and ("steps" not in said or "item" in said),
     }
     for key, fit in fits.items():
         if not fit:
             raise ValueError(f"{file}: {key!r} is {said.get(key)!r:.80}, which is not what alphaalign writes there")
     return said
+
+
+def _are_chat_settings(recorded: Any) -> bool:
+    try:
+        return bool(ChatSettings.of(recorded))
+    except ValueError:
+        return False
 
 
 def is_plain_name(name: Any) -> bool:

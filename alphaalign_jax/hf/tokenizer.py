@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alphaalign_jax.hf.chat import end_of_turn
+from alphaalign_jax.hf.chat import DEFAULT, ChatSettings, end_of_turn
 from alphaalign_jax.hf.gguf_tokenizer import read_tokenizer
 from alphaalign_jax.hf.paths import configs_dir, kind, resolve
 
@@ -35,12 +35,19 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Every id that ends a response, ascending.
+def token_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that a token owns. They may leave gaps, so their number is no bound on them."""
+    return frozenset(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def stop_ids(
+    tokenizer: Any, *configs: Mapping[str, Any] | None, settings: ChatSettings = DEFAULT
+) -> tuple[int, ...]:
+    """Return every id that ends a response, ascending.
 
     They are the ``eos_token_id`` of each config (``config.json`` and ``generation_config.json``, one id or a list), the
     tokenizer's eos, and the token with which the chat template ends an assistant turn. A model that ends turns with one
-    and texts with another must stop at both. Raises ValueError where an id is outside the tokenizer, or there is none.
+    and texts with another must stop at both. Raises ValueError if no token owns an id, or if there is none.
     """
     found: set[int] = set()
     for config in configs:
@@ -48,13 +55,14 @@ def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None) -> tuple[int, .
         found.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    turn = end_of_turn(tokenizer)
+    turn = end_of_turn(tokenizer, settings)
     if turn is not None:
         found.add(turn)
+    owned = token_ids(tokenizer)
     for i in found:
-        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(tokenizer):
+        if type(i) is not int or i not in owned:
             raise ValueError(
-                f"eos_token_id {i!r} is not an id of the tokenizer, which has {len(tokenizer)}; "
+                f"eos_token_id {i!r} is not an id of the tokenizer, whose {len(owned)} ids go up to {max(owned)}; "
                 f"they belong to two models"
             )
     if not found:
@@ -62,9 +70,3 @@ def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None) -> tuple[int, .
             "no token ends a response: set eos_token_id in generation_config.json, or the tokenizer's eos_token"
         )
     return tuple(sorted(found))
-
-
-def control_texts(tokenizer: Any) -> tuple[str, ...]:
-    """The literal of every special token, the unnamed ones too (``<|start_header_id|>``): no text may spell one."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return tuple(sorted({*tokenizer.all_special_tokens, *(str(token) for token in added.values() if token.special)}))

@@ -21,9 +21,14 @@ class Sampling:
     temperature: Array  # float32 []; 0 is greedy, whose recorded log-probs are those at temperature 1
     top_k: Array  # int32 []; 0 is off
     top_p: Array  # float32 []; 1 is off
+    # bool [V]: vocabulary rows that a token owns. Embedding tables are padded (Qwen's by hundreds of rows), and a row
+    # without a token can be neither decoded nor verified: it has probability 0. None: every row.
+    owned: Array | None = None
 
     @classmethod
-    def create(cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+    def create(
+        cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, owned: Array | None = None
+    ) -> Sampling:
         # As float32: what overflows there is infinite, and what rounds to 0 would be greedy, or leave no token.
         heat = temperature == 0 or _TINY <= temperature <= _HUGE
         if not heat or not 0 <= top_k <= _MOST or not _TINY <= top_p <= 1:
@@ -31,17 +36,19 @@ class Sampling:
                 f"sampling temperature={temperature} (0, or {_TINY:.1e} to {_HUGE:.1e}), top_k={top_k} (0 to {_MOST}, "
                 f"0 is off), top_p={top_p} (above 0, at most 1, which is off) is out of range"
             )
-        return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
+        return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), owned)
 
 
 def scaled_logits(logits: Array, sampling: Sampling, keep: Array | None = None) -> Array:
     """Logits float32 [..., V] whose softmax is the distribution that is sampled from; -1e30 outside its support.
 
-    ``keep`` int32 [...]: a token that stays in the support whatever the filter says. The trainer passes the sampled
+    ``keep`` int32 [...]: a token that stays in the support whatever top-k and top-p say. The trainer passes the sampled
     token: under updated weights it may leave the top-k, where a log-prob of -inf would make the ratio 0 and the
     gradient vanish.
     """
     logits = logits.astype(jnp.float32) / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+    if sampling.owned is not None:
+        logits = jnp.where(sampling.owned, logits, _OUT)
 
     def filtered(x):
         support = _support(x, sampling)

@@ -128,7 +128,9 @@ class Job:
         held, r = self.held(), self.config.rollout
         beside = lambda *arguments: sum(size for name, size in held.items() if name not in arguments)
         key = placed(jax.eval_shape(lambda: jax.random.key(0)), self.rollout_layout.replicated)
-        sampling = lambda layout: placed(jax.eval_shape(Sampling.create), layout.replicated)
+        rows = self.spec.vocab_size
+        made_sampling = jax.eval_shape(lambda: Sampling.create(owned=jnp.ones(rows, bool)))
+        sampling = lambda layout: placed(made_sampling, layout.replicated)
 
         def made(name: str, lowered: jax.stages.Lowered, resident: float, turns: float = 1.0) -> tuple[Program, Any]:
             program = Program(name, lowered, resident, turns)

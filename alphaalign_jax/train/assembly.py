@@ -163,7 +163,7 @@ def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
         sft.micro_batch(config.warmup, train_layout)
     rows, heldout_rows, report = read_rows(config)
     path = model_path(config, rows, mirror or buckets.Mirror(config.location))
-    policy = Policy.open(path, config.reward.format_mode)
+    policy = Policy.open(path, config.reward.format_mode, config.chat)
     d = config.data
     sets = build_sets(
         {"train": rows, "heldout": heldout_rows},
@@ -172,6 +172,7 @@ def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
         bucket=d.bucket,
         max_length={"train": d.max_prompt_tokens},
         on_long=d.on_long,
+        settings=policy.chat,
     )
     actor = actor_network(config, policy.spec)
     _check_length(config, policy.spec, sets)

@@ -78,7 +78,7 @@ def build_tiny(directory: pathlib.Path, texts: Sequence[str], seed: int) -> path
     """
     tokenizer = train_tokenizer(texts)
     # Vocabulary rows to a multiple of 64, so that they divide over any small mesh; the spare ones have no token.
-    rows = -(-len(tokenizer) // 64) * 64
+    rows = -(-(max(hf.token_ids(tokenizer)) + 1) // 64) * 64
     network = Network(tiny_spec(rows))
     params = jax.jit(network.init)(jax.random.key(seed))
     hf.export(params, network, directory, tokenizer)

@@ -19,7 +19,6 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.data.order import PromptOrder, minibatches
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
-from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import compiles, processes, to_host
 from alphaalign_jax.rewards import hacking
 from alphaalign_jax.rewards.oracle import answer_block
@@ -67,7 +66,7 @@ class Iteration:
         self.p, self.config, self.key, self._look = prepared, prepared.config, key, look
         self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
         r = self.config.rollout
-        self.sampling = Sampling.create(r.temperature, r.top_k, r.top_p)
+        self.sampling = prepared.policy.sampling(r.temperature, r.top_k, r.top_p)
         share = self.config.data.harmful_fraction
         balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)

@@ -19,7 +19,6 @@ from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
-from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
@@ -154,12 +153,14 @@ class Run:
             f"{len(p.train)} training prompts ({p.train.dropped} dropped for length), {len(p.heldout)} held out, "
             f"template prefix of {len(p.train.prefix)} tokens"
         )
+        if hf.reads_date(source.tokenizer):
+            self.display.say(f"the chat template asks for today's date: it is given {source.chat.date} (model.chat_date)")
         if not p.audit.clean:
             self.display.say(str(p.audit))
         # The run's folder becomes a model that generate, evaluate and convert read: its newest checkpoint.
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
         item = result_item(self.config)
-        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs, item=item)
+        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs, item=item, chat=source.chat)
 
     # The state of the first step --------------------------------------------------------------------------------------
 
@@ -339,7 +340,7 @@ class Run:
                 p.engine.prepare(params),
                 p.heldout,
                 p.policy,
-                sampling=Sampling.create(e.temperature),
+                sampling=self.p.policy.sampling(e.temperature),
                 key=jax.random.fold_in(self.evaluation_key, step),
                 slots=e.max_new_tokens or self.config.rollout.max_new_tokens,
                 batch=e.batch,

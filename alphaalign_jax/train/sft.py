@@ -78,7 +78,9 @@ class Supervised:
         """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
-        sampling = Sampling.create()  # temperature 1: plain log-likelihood
+        # Plain log-likelihood over all vocabulary rows: those without a token are pushed down here, so that the
+        # model does not draw them elsewhere, where nothing masks them.
+        sampling = Sampling.create()
         for step in range(self.steps):
             began = time.perf_counter()
             index = order.indices(step)

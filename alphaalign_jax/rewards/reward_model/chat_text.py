@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alphaalign_jax.hf import chat
-from alphaalign_jax.hf.tokenizer import control_texts
+from alphaalign_jax.hf.chat import control_texts
 from alphaalign_jax.rewards.reward_model.cleaning import remove_literals
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError
 

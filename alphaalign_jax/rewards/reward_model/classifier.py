@@ -20,7 +20,7 @@ import numpy as np
 
 from alphaalign_jax.hf.load import load
 from alphaalign_jax.hf.paths import is_classifier, load_config, num_labels, resolve
-from alphaalign_jax.hf.tokenizer import load_tokenizer
+from alphaalign_jax.hf.tokenizer import load_tokenizer, token_ids
 from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout, build_mesh, host_memory, rule_table, use
 from alphaalign_jax.parallel.digest import digests
@@ -109,8 +109,9 @@ class ClassifierRewardModel:
         self._layout.check("reward model batch", (batch_size,), ("batch",))
         self._batch_size = batch_size
         tokenizer = load_tokenizer(local)
-        if len(tokenizer) > spec.vocab_size:  # a lookup past the table's end does not fail under jit
-            raise ValueError(f"{self._name}: tokenizer has {len(tokenizer)} ids, vocab_size={spec.vocab_size}")
+        last = max(token_ids(tokenizer))
+        if last >= spec.vocab_size:  # a lookup past the table's end does not fail under jit
+            raise ValueError(f"{self._name}: the tokenizer's ids go up to {last}, vocab_size={spec.vocab_size}")
         self._text = ChatText(tokenizer, max_length, self._name)
         if self._text.last_id == self._pad_id:
             log.warning(

@@ -1,0 +1,69 @@
+"""What a chat template is rendered with besides the messages: a fixed date, and arguments of the template's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from typing import Any
+
+# Variables that a template is always given.
+_OWN_ARGUMENTS = ("messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSettings:
+    """Settings of a chat template.
+
+    Attributes:
+      date: ISO date that the template is given as today's. Templates that read the clock would write another prompt
+        tomorrow, and a run that is resumed past midnight would train on other tokens. The default is the date that
+        Llama 3's template itself falls back to.
+      args: arguments of the template, as ``name=value``; a value that is JSON is read as such (``false``, ``3``),
+        any other is text. Qwen3: ``enable_thinking=false``.
+    """
+
+    date: str = "2024-07-26"
+    args: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        try:
+            datetime.date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise ValueError(f"chat_date={self.date!r}: expected a date such as 2024-07-26") from None
+        if not isinstance(self.args, (tuple, list)):
+            raise ValueError(f"chat_args={self.args!r}: expected name=value pairs, such as enable_thinking=false")
+        for pair in self.args:
+            name, equals, _ = pair.partition("=") if isinstance(pair, str) else ("", "", "")
+            if not equals or not name.isidentifier() or name in _OWN_ARGUMENTS:
+                raise ValueError(
+                    f"chat_args: {pair!r:.80} is not an argument of a chat template; expected name=value, such as "
+                    f"enable_thinking=false, with a name other than {', '.join(_OWN_ARGUMENTS)}"
+                )
+
+    @classmethod
+    def of(cls, recorded: dict[str, Any]) -> ChatSettings:
+        """The settings that ``to_json`` gave. Raises ValueError for anything else."""
+        if not isinstance(recorded, dict) or recorded.keys() != {"date", "args"}:
+            raise ValueError(f"{recorded!r:.80}: expected date and args")
+        args = recorded["args"]
+        return cls(recorded["date"], tuple(args) if isinstance(args, list) else args)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"date": self.date, "args": list(self.args)}
+
+    def variables(self) -> dict[str, Any]:
+        """Return the template's variables."""
+        found: dict[str, Any] = {}
+        for pair in self.args:
+            name, _, value = pair.partition("=")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found | {"date_string": self.day.strftime("%d %b %Y")}
+
+    @property
+    def day(self) -> datetime.datetime:
+        """Midnight of the date."""
+        return datetime.datetime.fromisoformat(self.date)
