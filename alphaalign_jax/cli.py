@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="source", required=True)
     convert.add_argument("--to", required=True)
     convert.add_argument("--format", required=True, choices=("hf", "orbax"))
+    convert.add_argument("--overwrite", action="store_true", help="replace a model that is at --to")
     _serving(commands)
     _measuring(commands)
     return out
@@ -216,7 +217,7 @@ def _data(args: Any, extra: Sequence[tuple[str, str]]) -> None:
 def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import hf
 
-    hf.convert(args.source, args.to, args.format)
+    hf.convert(args.source, args.to, args.format, overwrite=args.overwrite)
 
 
 def _serve(args: Any, extra: Sequence[tuple[str, str]]) -> None:

@@ -102,6 +102,8 @@ def test_gguf_metadata_is_refused_by_name(tmp_path):
         ("llama.expert_count=8", "llama", {"expert_count": 8}, {}),
         ("llama.rope.scaling.type='yarn'", "llama", {"rope.scaling.type": "yarn"}, {}),
         ("llama.rope.scaling.factor=8", "llama", {"rope.scaling.factor": 8}, {}),
+        ("llama.rope.scaling.type='linear'", "llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, {}),
+        ("llama.attention.causal=False", "llama", {"attention.causal": False}, {}),
         ("must be one number", "llama", {"attention.key_length": 16, "rope.dimension_count": 8}, {}),
         ("rope_freqs.weight", "llama", {}, {"rope_freqs.weight": np.ones(4, np.float32)}),
         ("extra blk.0.ffn_gate_inp.weight", "llama", {}, {"blk.0.ffn_gate_inp.weight": np.ones((8, 32), np.float32)}),
@@ -160,6 +162,37 @@ def test_gguf_tokenizer_metadata_is_refused_by_name(key, value, message, tmp_pat
     named = "" if "cannot be built" in message or "twice" in message else f"metadata {key} "
     with pytest.raises(ValueError, match=f"^{file}: {named}{message}"):
         hf.load_tokenizer(file)
+
+
+def test_gguf_parts_and_adapters_are_named(tmp_path):
+    """A part of a split file was "missing" most of its tensors, its folder "no config.json", an adapter without an
+    embedding "no complete language model": none of it said what the file is."""
+    names = [f"model-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for name in names:
+        write_gguf(tmp_path / name, "llama", gguf_tensors(), metadata("llama") | {"split.count": 2})
+    for given in (tmp_path, tmp_path / names[0]):
+        with pytest.raises(ValueError, match="is one of 2 parts of a split GGUF file.*llama-gguf-split --merge"):
+            hf.load(given)
+    for kind, what in (("adapter", "is a LoRA adapter, not a whole model"), ("mmproj", "is of type 'mmproj'")):
+        write_gguf(tmp_path / f"{kind}.gguf", "llama", gguf_tensors(), metadata("llama") | {"general.type": kind})
+        with pytest.raises(ValueError, match=what):
+            hf.load(tmp_path / f"{kind}.gguf")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope.scaling.factor": 1.0},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0},
+        {"rope.scale_linear": 1.0},
+        {"attention.causal": True},
+    ],
+)
+def test_gguf_keys_that_change_nothing_are_passed_over(changes, tmp_path):
+    """Converters write factors of 1."""
+    write_gguf(tmp_path / "a.gguf", "llama", gguf_tensors(), metadata("llama", **changes))
+    write_gguf(tmp_path / "b.gguf", "llama", gguf_tensors(), metadata("llama"))
+    assert hf.load_spec(tmp_path / "a.gguf") == hf.load_spec(tmp_path / "b.gguf")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -249,6 +249,116 @@ def test_a_key_that_is_there_twice_is_refused(old, new, key, tmp_path):
         hf.load_config(tmp_path)
 
 
+def test_a_single_file_goes_before_an_old_index(saved):
+    """``save_pretrained`` leaves the index of an earlier, sharded save beside its single file: the shards that it names
+    are other weights, which were taken without a word. transformers reads the single file."""
+    directory, tensors = saved
+    stale = {name: np.zeros_like(x) for name, x in tensors.items()}
+    save_file(stale, directory / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(stale, "model-00001-of-00001.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.testing.assert_array_equal(hf.load(directory)[1]["embed"]["table"], tensors["model.embed_tokens.weight"])
+    (directory / "model.safetensors").rename(directory / "model-00002-of-00002.safetensors")
+    index["weight_map"]["model.norm.weight"] = "model-00002-of-00002.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is in two files, model-00001-of-00001.safetensors and model-00002-of-00002"):
+        hf.load(directory)
+
+
+LLAMA3 = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_theta=50000.0, .*=10000.0 disagree"),
+        ({"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "rope_scaling": LLAMA3}, "disagree; leave one"),
+        ({"rope_scaling": LLAMA3 | {"type": "linear"}}, r"has rope_type and type, \['linear', 'llama3'\]"),
+        ({"architectures": ["LlamaForCausalLM"]}, "architectures=.*model_type is 'qwen2'"),
+        (CLASSIFIER | {"num_labels": 1, "id2label": {"0": "a", "1": "b"}}, "num_labels=1, but id2label has 2"),
+    ],
+)
+def test_fields_that_disagree_are_refused(changes, message, tmp_path):
+    """One file, two models: which one is built would depend on the release that reads it."""
+    (tmp_path / "config.json").write_text(json.dumps(config("qwen2", **changes)))
+    with pytest.raises(ValueError, match=message):
+        hf.load_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"_attn_implementation_autoset": True, "_flash_attn_2_enabled": True, "_model_name_or_path": "x", "_other": 5},
+        {"gradient_checkpointing": True, "model_max_length": 2048, "max_length": 20, "sep_token_id": 3},
+        {"is_causal": True, "auto_map": {"AutoModel": "modeling.py"}, "is_decoder": True, "unk_token": "x"},
+        {"temperature": 0.6, "top_k": 50, "top_p": 0.9, "do_sample": True, "repetition_penalty": 1.05},
+    ],
+)
+def test_harmless_fields_of_configs_are_passed_over(harmless, tmp_path):
+    """Fields of real files that describe nothing the model computes kept it from loading."""
+    (tmp_path / "config.json").write_text(json.dumps(config("qwen2", **harmless)))
+    assert hf.load_spec(tmp_path) == ModelSpec.from_hf(config("qwen2"))
+
+
+@pytest.mark.parametrize("changes", [{"is_causal": False}, {"some_switch": True}, {"logit_softcap": 30.0}])
+def test_fields_that_change_the_model_stay_refused(changes, tmp_path):
+    """``is_causal: false`` is falsy, as a switch that is off is: it would have been read over."""
+    (tmp_path / "config.json").write_text(json.dumps(config("qwen2", **changes)))
+    with pytest.raises(ValueError, match="is not implemented"):
+        hf.load_spec(tmp_path)
+
+
+def test_a_tied_checkpoint_may_store_the_head_alone(tmp_path):
+    """transformers restores the embedding from it; here it was missing."""
+    network = Network(ModelSpec.from_hf(config("llama")))
+    params = random_params(network)
+    hf.export(params, network, tmp_path / "a")
+    file = tmp_path / "a/model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, file)
+    assert_same_bits(hf.load(tmp_path / "a")[1], params)
+    hf.check(tmp_path / "a", network)
+    hf.load(tmp_path / "a", head="value", num_layers=1)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].copy()
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="misshaped model.embed_tokens.weight"):
+        hf.load(tmp_path / "a")
+    settings = json.loads((tmp_path / "a/config.json").read_text())
+    (tmp_path / "a/config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+    with pytest.raises(ValueError, match="missing model.embed_tokens.weight"):
+        hf.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_lora_adapter_is_named_as_one(saved, with_weights):
+    """It was "no config.json" or, beside whole weights, passed over where transformers loads the adapter's base."""
+    directory, _ = saved
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "r": 8}))
+    if not with_weights:
+        (directory / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds a LoRA adapter .*its base model: 'org/base'.*merge_and_unload"):
+        hf.resolve(directory)
+
+
+def test_convert_replaces_no_other_model(saved, tmp_path):
+    """A typo in --to put one model in the place of another, in silence."""
+    directory, tensors = saved
+    before = (directory / "model.safetensors").read_bytes()
+    network, tok = Network(ModelSpec.from_hf(config("llama"))), tokenizer()
+    hf.export(random_params(network), network, tmp_path / "other", tok)
+    for kind in ("hf", "orbax"):
+        with pytest.raises(ValueError, match="holds a model; give another directory, or .*--overwrite"):
+            hf.convert(tmp_path / "other", directory, kind)
+    assert (directory / "model.safetensors").read_bytes() == before
+    hf.convert(tmp_path / "other", directory, "hf", overwrite=True)
+    assert hf.load_spec(directory) == network.spec
+
+
 def test_tied_duplicate_is_taken_only_when_identical(tmp_path):
     """Prevents an untied head thrown away in silence because the config says tied."""
     network = Network(ModelSpec.from_hf(config("llama")))

@@ -30,17 +30,20 @@ class Model:
     chat: ChatSettings
 
 
-def convert(src: str | Path, dst: str | Path, format: str, *, dtype: str | None = None) -> Path:
+def convert(
+    src: str | Path, dst: str | Path, format: str, *, dtype: str | None = None, overwrite: bool = False
+) -> Path:
     """Reads the model at ``src`` (GGUF file, Hugging Face or Orbax directory, run) and writes it to ``dst``.
 
     Args:
         src: whatever ``resolve`` takes: a run's folder gives its newest checkpoint.
         format: ``hf`` or ``orbax``.
         dtype: of the weights written. None: as stored; float32 where the source is quantized or mixed.
+        overwrite: replace an earlier export at ``dst``, which is refused otherwise.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
-    check_target(dst)
+    check_target(dst, replace=overwrite)
     model = read_model(src, dtype)
     common = dict(tokenizer=model.tokenizer, base_config=model.config, generation_config=model.generation_config, chat=model.chat)
     if format == "hf":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alphaalign_jax.models.spec import FIELDS, Kind
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
+_PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf$")  # llama.cpp's names for the parts of a split file
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -39,8 +41,9 @@ _LAYER_NAMES = {
 _READ = frozenset(
     """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon rope.freq_base
-    rope.dimension_count""".split()
+    rope.dimension_count attention.causal""".split()
 )
+_FACTORS = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor", "logit_scale")  # 1 changes nothing
 
 
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
@@ -73,6 +76,19 @@ class Metadata:
     def get(self, key: str, kind: Kind, absent: Any = None) -> Any:
         """Likewise, but for a key that may be missing."""
         return self.need(key, kind) if key in self.fields else absent
+
+
+def is_part(path: Path) -> bool:
+    """Whether the name is that of a part of a split file."""
+    return bool(_PART.search(path.name))
+
+
+def refuse_part(path: Path, parts: Any) -> None:
+    """Raise ValueError for one of the ``parts`` of a split file."""
+    raise ValueError(
+        f"{path} is one of {parts} parts of a split GGUF file, which are not read one by one; join them first: "
+        "llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -197,6 +213,12 @@ def _parse(path: str, _mtime: int) -> tuple[dict[str, Any], dict[str, Any]]:
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the library has no error of its own: what a damaged file meets in it, of many kinds
         raise ValueError(f"{path} cannot be read as GGUF: {error!r:.200}; fetch it again") from error
+    parts, kind = fields.get("split.count", 1), fields.get("general.type", "model")
+    if parts not in (0, 1):
+        refuse_part(Path(path), parts)
+    if kind != "model":
+        what = "a LoRA adapter" if kind == "adapter" else f"of type {kind!r:.80}"
+        raise ValueError(f"{path} is {what}, not a whole model; merge it into its base model, or give that one's file")
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -217,16 +239,23 @@ def _refuse_unsupported(meta: Metadata, arch: str, tensors: dict[str, Any]) -> N
         raise ValueError(
             f"{path}: rope_freqs.weight (scaled rotary frequencies) is not implemented; use the Hugging Face directory"
         )
+    if not meta.get(f"{arch}.attention.causal", FLAG, True):
+        raise ValueError(f"{path}: metadata {arch}.attention.causal=False is not implemented: attention is causal")
     kind = meta.get(scaling, TEXT, "none")
-    if kind != "none":
+    identity = kind == "linear" and _is_one(meta.fields.get(f"{arch}.rope.scaling.factor"))
+    if kind != "none" and not identity:
         raise ValueError(f"{path}: {scaling}={kind!r} is not implemented; use the Hugging Face directory")
     for key, value in meta.fields.items():
         prefix, _, name = key.partition(".")
-        neutral = value is None or value is False or value == 0
+        neutral = value is None or value is False or value == 0 or (name in _FACTORS and _is_one(value))
         # With the type "none" the other keys of rope.scaling say nothing; without a type they may.
         idle = name.startswith("rope.scaling.") and scaling in meta.fields
         if prefix == arch and name not in _READ and not idle and not neutral:
             raise ValueError(f"{path}: metadata {key}={value!r:.80} is not implemented")
+
+
+def _is_one(value: Any) -> bool:
+    return type(value) in (int, float) and value == 1
 
 
 def _tokens(path: Path, tensors: dict[str, Any]) -> int:

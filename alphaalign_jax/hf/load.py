@@ -21,6 +21,7 @@ from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout
 
 _BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # old checkpoints carry these constants
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS_COMPARED = 8192
 _VALUES_CHECKED = 2**16  # at once: what a core's cache holds
 _SHOWN = 6
@@ -70,7 +71,7 @@ def load(
     shardings = _shardings(network, layout)
     if kind(local) == "orbax":
         return network, orbax_model.restore(local, network, shardings, param_dtype, full_layers)
-    source = open_source(local)
+    source = _as_tied(open_source(local), network.spec)
     rows = tables.rows(network)
     _check(source, network, rows, full_layers)
     params: dict[str, Any] = {}
@@ -91,7 +92,7 @@ def check(path: str | Path, network: Network) -> None:
     local = resolve(path)
     network, full_layers = _network(load_config(local), network, None, None, orbax_model.stored_head(local))
     if kind(local) != "orbax":
-        _check(open_source(local), network, tables.rows(network), full_layers)
+        _check(_as_tied(open_source(local), network.spec), network, tables.rows(network), full_layers)
 
 
 def _network(
@@ -130,6 +131,35 @@ def _shardings(network: Network, layout: Layout | None) -> Params:
     return jax.tree.map(lambda _: whole, network.shapes())
 
 
+class _HeadAsEmbedding:
+    """A tied checkpoint that stores its one table under the head's name alone. transformers reads such files too."""
+
+    def __init__(self, source: Source):
+        self._source, self.where = source, source.where
+
+    def names(self) -> set[str]:
+        return (self._source.names() - {_HEAD}) | {_EMBEDDING}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(self._stored(name))
+
+    def dtype(self, name: str) -> str:
+        return self._source.dtype(self._stored(name))
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._source.read(self._stored(name), index)
+
+    @staticmethod
+    def _stored(name: str) -> str:
+        return _HEAD if name == _EMBEDDING else name
+
+
+def _as_tied(source: Source, spec: ModelSpec) -> Source:
+    names = source.names()
+    lacks_embedding = _EMBEDDING not in names and _HEAD in names
+    return _HeadAsEmbedding(source) if spec.tie_embeddings and lacks_embedding else source
+
+
 def _check(source: Source, network: Network, rows: list[Row], full_layers: int) -> None:
     """Raises ValueError unless the tensors are exactly those the network has, in shape and in a dtype we read."""
     shapes, spec = network.shapes(), network.spec
@@ -142,9 +172,9 @@ def _check(source: Source, network: Network, rows: list[Row], full_layers: int) 
     names = source.names()
     if network.head == "value":
         allowed |= {row.name for row in tables.HEADS.values() if row is not None}
-    elif network.head == "lm" and spec.tie_embeddings and "lm_head.weight" in names and expected.keys() <= names:
+    elif network.head == "lm" and spec.tie_embeddings and _HEAD in names and expected.keys() <= names:
         _check_tied(source)
-        allowed.add("lm_head.weight")
+        allowed.add(_HEAD)
     problems = [f"missing {_shown(sorted(expected.keys() - names))}"] if expected.keys() - names else []
     extra = sorted(name for name in names - expected.keys() - allowed if not _BUFFERS.match(name))
     if extra:
@@ -166,7 +196,7 @@ def _check(source: Source, network: Network, rows: list[Row], full_layers: int) 
 
 
 def _check_tied(source: Source) -> None:
-    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    embed, head = _EMBEDDING, _HEAD
     same = source.shape(embed) == source.shape(head)
     for start in range(0, source.shape(embed)[0] if same else 0, _ROWS_COMPARED):
         rows = (slice(start, min(start + _ROWS_COMPARED, source.shape(embed)[0])), slice(0, source.shape(embed)[1]))

@@ -144,7 +144,12 @@ def is_classifier(config: dict[str, Any]) -> bool:
 
 def num_labels(config: dict[str, Any]) -> int:
     """Labels of a classifier. Files of two-label models say nothing: transformers leaves its default of 2 unwritten."""
-    return len(checked(config, "id2label") or ()) or checked(config, "num_labels") or 2
+    named, stated = len(checked(config, "id2label") or ()), checked(config, "num_labels")
+    if named and stated and named != stated:
+        raise ValueError(
+            f"config.json: num_labels={stated}, but id2label has {named} labels; correct the one that is wrong"
+        )
+    return named or stated or 2
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -170,6 +175,7 @@ def _local(path: Path, text: str) -> Path | None:
 
 def _in_directory(directory: Path, text: str) -> Path:
     directory = directory.absolute()
+    _refuse_adapter(directory, text)
     if (directory / "config.json").is_file() or is_step(directory):
         return directory
     if (directory / "model" / MARKER).is_file():  # a training run's folder
@@ -179,10 +185,23 @@ def _in_directory(directory: Path, text: str) -> Path:
     found = sorted(directory.glob("*.gguf"))
     if len(found) == 1:
         return found[0]
+    if found and all(map(gguf.is_part, found)):
+        gguf.refuse_part(found[0], len(found))
     names = [file.name for file in found] or "no .gguf file"
     raise ValueError(
         f"model {text!r}: the directory has no config.json and {names}; it needs a config.json or one GGUF file"
     )
+
+
+def _refuse_adapter(directory: Path, text: str) -> None:
+    """transformers would load the base model that an adapter's folder names, with or without weights beside it."""
+    file = directory / "adapter_config.json"
+    if file.is_file():
+        base = read_json(file).get("base_model_name_or_path")
+        raise ValueError(
+            f"model {text!r} holds a LoRA adapter (adapter_config.json; its base model: {base!r:.200}), not a whole "
+            "model; merge it into the base with peft (merge_and_unload, then save_pretrained) and give that folder"
+        )
 
 
 def _of_a_model(names: set[str]) -> set[str]:
@@ -218,9 +237,10 @@ def _from_hub(text: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+        fetched = huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES)
     except (OSError, ValueError, RuntimeError) as error:  # every error of the hub client is one of these
         raise ValueError(
             f"model {text!r} is no local path, and the hub did not give it ({type(error).__name__}: {error}); check "
             f"the name, log in if it is gated, or give a local directory"
         ) from error
+    return _in_directory(Path(fetched), text)

@@ -20,14 +20,17 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class SafetensorsDir:
-    """``model.safetensors``, or the shards of ``model.safetensors.index.json``, as one set of tensors.
+    """``model.safetensors``, or else the shards of ``model.safetensors.index.json``, as one set of tensors.
 
-    Only slices that are asked for are read. Raises ValueError that names a file or tensor which the directory lacks.
+    The single file goes first, as in transformers: ``save_pretrained`` leaves the index of an earlier, sharded save
+    beside it. Only slices that are asked for are read. Raises ValueError that names a file or tensor which the
+    directory lacks.
     """
 
     def __init__(self, directory: Path):
         self.where = str(directory)
         self._file: dict[str, Any] = {}  # tensor name -> open file
+        origin: dict[str, str] = {}  # tensor name -> its name
         for file in _files(directory):
             try:
                 handle = safe_open(file, framework="np")
@@ -37,8 +40,9 @@ class SafetensorsDir:
                 ) from error
             for name in handle.keys():
                 if name in self._file:
-                    raise ValueError(f"{directory}: tensor {name!r} is in two files, one of them {file.name}")
+                    raise ValueError(f"{directory}: tensor {name!r} is in two files, {origin[name]} and {file.name}")
                 self._file[name] = handle
+                origin[name] = file.name
 
     def names(self) -> set[str]:
         return set(self._file)
@@ -78,6 +82,9 @@ def write_file(file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tens
 
 
 def _files(directory: Path) -> list[Path]:
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         listed = read_json(index).get("weight_map")
@@ -88,9 +95,6 @@ def _files(directory: Path) -> list[Path]:
             if not file.is_file():
                 raise ValueError(f"{index} lists {file.name}, which is not there; fetch it again")
         return files
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return [single]
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
     if pickles:
         raise ValueError(

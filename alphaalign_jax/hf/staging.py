@@ -40,8 +40,11 @@ def staged(out_dir: str | Path, **marks: Any) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_target(out_dir: str | Path) -> Path:
-    """The absolute path, or ValueError where something is there that we did not write."""
+def check_target(out_dir: str | Path, *, replace: bool = True) -> Path:
+    """Return the absolute path.
+
+    Raise ValueError if something is there that we did not write or, without ``replace``, any model at all.
+    """
     if "://" in str(out_dir):
         raise ValueError(f"cannot write to {out_dir}: give a local path, and copy it from there")
     out = Path(out_dir).expanduser().absolute()
@@ -52,6 +55,8 @@ def check_target(out_dir: str | Path) -> Path:
     if not there.is_dir():
         raise ValueError(f"cannot write to {out}: {there} is a file; give a directory")
     present = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if MARKER in present and not replace:
+        raise ValueError(f"{out} holds a model; give another directory, or replace that one with --overwrite")
     ours = {*marker(out).get("files", []), MARKER}
     if present and (MARKER not in present or present - ours):
         raise ValueError(

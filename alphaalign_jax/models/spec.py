@@ -21,21 +21,34 @@ MAX_POSITIONS = 2**31 - 1  # nothing is built from it; positions are int32
 
 Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether one is
 
-# Fields that describe nothing the forward pass computes, or that only training from scratch or generation reads.
+# Fields that describe nothing the forward pass computes: provenance, tokenizers, training from scratch, generation.
+# Those that begin with an underscore are Python's own state of a config object, and ignored too.
 _IGNORED = frozenset(
     """architectures model_type transformers_version torch_dtype dtype use_cache initializer_range bos_token_id
     eos_token_id pad_token_id _name_or_path attention_dropout hidden_dropout max_window_layers id2label label2id
     num_labels problem_type pretraining_tp classifier_dropout is_llama_config transformers.js_config
     task_specific_params finetuning_task return_dict output_hidden_states output_attentions torchscript
-    chunk_size_feed_forward is_encoder_decoder bos_token eos_token tokenizer_class use_bfloat16 prefix
-    _attn_implementation attn_implementation unsloth_fixed unsloth_version classifier_bias""".split()
+    chunk_size_feed_forward bos_token eos_token pad_token unk_token tokenizer_class use_bfloat16 prefix
+    attn_implementation unsloth_fixed unsloth_version classifier_bias
+    gradient_checkpointing model_max_length max_length sep_token_id auto_map is_decoder use_flash_attn
+    use_flash_attention use_flash_attention_2 flash_attn fused_attention
+    attn_dropout resid_dropout embd_dropout attn_pdrop resid_pdrop embd_pdrop mlp_dropout dropout emb_dropout_prob
+    attn_dropout_prob summary_first_dropout
+    max_sequence_length max_seq_length max_seq_len seq_length max_new_tokens min_length min_new_tokens do_sample
+    early_stopping num_beams num_beam_groups num_return_sequences temperature top_k top_p typical_p min_p
+    diversity_penalty repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id
+    tokenizer_padding_side tokenizer_model_max_length padding_side padding_idx""".split()
 )
 _READ = frozenset(
     """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     rope_theta rope_scaling rope_parameters rms_norm_eps attention_bias mlp_bias tie_word_embeddings hidden_act
     max_position_embeddings use_sliding_window sliding_window layer_types partial_rotary_factor
-    quantization_config""".split()
+    quantization_config is_causal""".split()
 )
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # of transformers, by family
+_HEADS = ("ForCausalLM", "ForSequenceClassification")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +142,9 @@ class ModelSpec:
 
     def to_hf(self) -> dict[str, Any]:
         """``config.json`` fields that describe this architecture, as every transformers 4 and 5 release reads them."""
-        kind = "ForCausalLM" if self.num_labels is None else "ForSequenceClassification"
+        head = _HEADS[self.num_labels is not None]
         out: dict[str, Any] = {
-            "architectures": [
-                {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + kind
-            ],
+            "architectures": [_CLASSES[self.family] + head],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -199,7 +210,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(_SIZES, whole(MAX_SIZE)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta"), ("a positive number", _positive)),
     **dict.fromkeys(
-        ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
+        ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window", "is_causal"),
         ("true or false", lambda value: isinstance(value, bool)),
     ),
     **dict.fromkeys(
@@ -256,6 +267,12 @@ def _refuse_unsupported(config: Mapping[str, Any], family: str) -> None:
         refuse("layer_types", "only 'full_attention'")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         refuse("partial_rotary_factor", "rotary embedding covers the whole head")
+    if config.get("is_causal") is False:
+        refuse("is_causal", "attention is causal")
+    others = {f"{name}{head}": other for other, name in _CLASSES.items() for head in _HEADS}
+    named = {others[name] for name in config.get("architectures") or () if name in others}
+    if named - {family}:
+        refuse("architectures", f"model_type is {family!r}; correct the one that is wrong")
     if config.get("quantization_config"):
         refuse("quantization_config", "weights must be plain floating point")
     if family == "mistral" and config.get("attention_bias"):
@@ -267,27 +284,53 @@ def _refuse_unsupported(config: Mapping[str, Any], family: str) -> None:
     for field, value in config.items():
         # Off, or a multiplier of one. Not ``in``: True == 1 == 1.0, and an unknown switch that is on must be refused.
         neutral = not value or (isinstance(value, float) and value == 1.0)
-        if field not in _READ and field not in _IGNORED and not neutral:
+        known = field in _READ or field in _IGNORED or field.startswith("_")
+        if not known and not neutral:
             refuse(field, f"unknown field of a {family} config; remove it if the model does not depend on it")
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
-    """Theta and scaling; transformers 5 writes ``rope_parameters``, 4 wrote ``rope_theta`` and ``rope_scaling``."""
-    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    rope = dict(config.get(field) or {})
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta")
-    if theta is not None and not _positive(theta):
-        raise ValueError(f"config.json: {field} rope_theta is {theta!r:.80}; expected a positive number")
-    if theta is None:
+    """Return theta and scaling. transformers 5 writes ``rope_parameters``, 4 wrote ``rope_theta`` and ``rope_scaling``.
+
+    A file may have both; where they disagree, releases of transformers would build two models of it.
+    """
+    fields = [field for field in ("rope_parameters", "rope_scaling") if config.get(field)]
+    thetas = {"rope_theta": config.get("rope_theta")}
+    thetas |= {f"{field} rope_theta": config[field].get("rope_theta") for field in fields}
+    stated = {name: theta for name, theta in thetas.items() if theta is not None}
+    for name, theta in stated.items():
+        if not _positive(theta):
+            raise ValueError(f"config.json: {name} is {theta!r:.80}; expected a positive number")
+    if not stated:
         raise ValueError("config.json: field 'rope_theta' is missing; the model cannot be built without it")
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
+    if len(set(stated.values())) > 1:
+        pairs = ", ".join(f"{name}={theta}" for name, theta in stated.items())
+        raise ValueError(f"config.json: {pairs} disagree; leave the one that the model was trained with")
+    scalings = [_scaling(field, config[field]) for field in fields]
+    if len(set(scalings)) > 1:
+        raise ValueError("config.json: rope_parameters and rope_scaling disagree; leave one of them")
+    return float(next(iter(stated.values()))), scalings[0] if scalings else None
+
+
+def _scaling(field: str, parameters: Mapping[str, Any]) -> Llama3Scaling | None:
+    """Return the scaling of one field of ``config.json``; None if it scales nothing."""
+    rope = {key: value for key, value in parameters.items() if key != "rope_theta" and value is not None}
+    named = {key: rope.pop(key) for key in ("rope_type", "type") if rope.get(key) is not None}
+    for key, value in named.items():
+        if not isinstance(value, str):
+            raise ValueError(f"config.json: {field} {key} is {value!r:.80}; expected a name")
+    kinds = set(named.values())
+    if len(kinds) > 1:
+        raise ValueError(f"config.json: {field} has rope_type and type, {sorted(kinds)}; leave one of them")
+    kind = kinds.pop() if kinds else "default"
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"config.json: {field} sets partial_rotary_factor, which is not implemented")
+    if kind == "linear" and rope == {"factor": 1.0}:  # positions divided by 1
+        return None
     if kind == "default":
         if rope:
             raise ValueError(f"config.json: {field} has fields {sorted(rope)} that rope_type 'default' does not read")
-        return float(theta), None
+        return None
     if kind != "llama3":
         raise ValueError(
             f"config.json: {field} rope_type={kind!r} is not implemented; implemented: 'default', 'llama3'"
@@ -302,4 +345,4 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
     missing, extra = [n for n in names if n not in rope], sorted(set(rope) - set(names))
     if missing or extra:
         raise ValueError(f"config.json: {field} rope_type 'llama3' lacks {missing} and has unknown {extra}")
-    return float(theta), Llama3Scaling(*(rope[n] for n in names[:3]), int(rope[names[3]]))
+    return Llama3Scaling(*(rope[n] for n in names[:3]), int(rope[names[3]]))
