@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alphaalign_jax import terminal
 from alphaalign_jax.errors import ends_with
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.text import printable
@@ -271,8 +272,13 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a mistake in its input ends in one line, not in a traceback."""
-    sys.excepthook = _said
+    """Run a command and return its exit status; a mistake in its input ends in one line, not in a traceback."""
+    sys.excepthook = _show_error
+    with terminal.tolerant():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args, extra = parser().parse_known_args(argv)
     args.command_line = shlex.join(["alphaalign", *argv])
@@ -290,14 +296,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(shown, str):
             processes.abandon(status, error)
             raise
-        print(f"alphaalign {args.command}: {printable(shown)}", file=sys.stderr)
+        terminal.write_error(f"alphaalign {args.command}: {printable(shown)}")
         processes.abandon(status)
         return status
 
 
-def _said(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """An error that nobody expected, which may quote a file: Python itself would print what commands a terminal."""
-    print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+def _show_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print an unexpected error. It may quote a file, and Python itself would print its control characters."""
+    terminal.write_error(printable("".join(traceback.format_exception(kind, error, trace))).rstrip("\n"))
 
 
 def _compilation_cache() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import rich.table
 import rich.text
 
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.terminal import Stream
 from alphaalign_jax.text import inline, printable
 
 
@@ -38,7 +40,7 @@ class Display:
     LINE_SECONDS = 10.0
 
     def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or rich.console.Console(quiet=not processes.first())
+        self.console = console or rich.console.Console(file=Stream(sys.stdout), quiet=not processes.first())
 
     def say(self, text: Any) -> None:
         """Prints a table, or text as it is: what looks like markup may be a quoted prompt, and a line that is broken at
@@ -72,6 +74,6 @@ class Display:
                 now = time.perf_counter()
                 if not live and not self.console.quiet and (now - last > self.LINE_SECONDS or done >= total):
                     last = now
-                    print(f"{name} {done}/{total}  {now - began:.0f} s  {text}", flush=True)
+                    self.say(f"{name} {done}/{total}  {now - began:.0f} s  {text}")
 
             yield advance

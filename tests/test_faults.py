@@ -259,10 +259,16 @@ def test_the_best_of_the_last_look_is_kept_when_the_run_is_made_longer(work, mon
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, notice.PREEMPTED), (signal.SIGINT, notice.INTERRUPTED)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, notice.PREEMPTED),
+        (signal.SIGHUP, notice.PREEMPTED),
+        (signal.SIGINT, notice.INTERRUPTED),
+    ],
 )
 def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys, monkeypatch, number, status):
-    """A preemption's notice that ends the run as a crash would; or that the launchers take for one that is done."""
+    """A preemption's notice, or a terminal that is closed, that ends the run as a crash would; or that the launchers take
+    for a run that is done."""
     folder, step = until(work, whole, f"asked-{number}", 0), Iteration.__call__
 
     def asked(self, state, index):
@@ -271,7 +277,7 @@ def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys
         return step(self, state, index)
 
     # A suite that was started in the background passes over Ctrl-C.
-    outside = signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    outside = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
         patched.setattr(Iteration, "__call__", asked)

@@ -1,9 +1,14 @@
 """Files that commands leave, and what may stand where they are to go."""
 
+import io
+import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
+import run_cases
 
 from alphaalign_jax import buckets, hf, output
 from alphaalign_jax.cli import main
@@ -77,3 +82,51 @@ def test_a_run_s_folder_that_cannot_be_is_refused_at_once(tmp_path, place):
         buckets.Mirror(str(tmp_path / place)).pull()
     with pytest.raises(ValueError, match="cannot write to"):
         hf.check_target(tmp_path / place)
+
+
+def closed_pipe():
+    """The write end of a pipe that nobody reads, as of ``train | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "wb", buffering=0)
+
+
+@pytest.mark.parametrize("kind", ["latin-1", "pipe"])
+def test_the_terminal_does_not_end_a_run(work, tmp_path, monkeypatch, kind):
+    """The arrow in the last table ended a run with exit status 2 and without summary.json; the end of ``head`` did so
+    at once."""
+    raw = closed_pipe() if kind == "pipe" else (tmp_path / "shown").open("wb", buffering=0)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
+    options = ["--config.warmup.epochs=0", "--config.eval.every=0", "--config.export=false"]
+    assert run_cases.run(work, kind, 1, *options) == 0
+    summary = json.loads((work / kind / "summary.json").read_text())
+    assert summary["steps"] == 1 and summary["command"].startswith("alphaalign train")
+    if kind == "latin-1":
+        shown = (tmp_path / "shown").read_bytes()
+        assert b"before ? after" in shown and b"summary.json" in shown
+
+
+@pytest.mark.parametrize(
+    "redirection, encoding",
+    [("| true", ""), (">&-", ""), (">&- 2>&-", ""), ("> /dev/full 2>&1", ""), ("| cat", "ascii")],
+)
+def test_a_command_does_not_need_its_output(tmp_path, redirection, encoding):
+    """The exit status of a command whose output nobody can read was 1, or 120 from Python's last flush."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Wie geht das \u2192 so?", "label": "benign"}\n' * 2)
+    command = f"{sys.executable} -m alphaalign_jax.cli data audit --data=rows.jsonl --out=found.json {redirection}"
+    known = dict(os.environ, PYTHONIOENCODING=encoding, PYTHONPATH=str(run_cases.ROOT))
+    run = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, env=known, capture_output=True, timeout=60
+    )
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert json.loads((tmp_path / "found.json").read_text())["data"] == "rows.jsonl"
+    assert (b"Wie geht das ? so" in run.stdout) == bool(encoding)
+
+
+def test_a_closed_descriptor_is_no_file_s(tmp_path):
+    """The next file that is opened gets the number 1, and whatever a library prints is written into it."""
+    code = "from alphaalign_jax import terminal\nwith terminal.tolerant():\n    file = open('x', 'w')\n"
+    code += "    file.write(str(file.fileno()))"
+    command = f'{sys.executable} -c "{code}" >&- 2>&- <&-'
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(run_cases.ROOT)))
+    assert int((tmp_path / "x").read_text()) > 2

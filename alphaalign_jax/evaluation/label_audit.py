@@ -43,12 +43,12 @@ def run(args: Any) -> None:
     doubts = []
     if args.model:
         doubts = disagreement(rows, [[r.refusal for r in each] for each in sample(args, rows, display, group=args.n)])
+    output.write(args.out, json.dumps(_report(args, rows, heldout, findings, contradictions, leaks, doubts), indent=2))
     display.say(str(findings))
     _say_pairs(display, "nearly the same prompt, opposite labels", contradictions, rows, rows, args.show)
     _say_pairs(display, "nearly the same prompt, held out", leaks, rows, heldout, args.show)
     if doubts:
         display.say(_doubts_table(doubts, rows, args))
-    output.write(args.out, json.dumps(_report(args, rows, heldout, findings, contradictions, leaks, doubts), indent=2))
     display.say(f"all of it: {args.out}")
 
 

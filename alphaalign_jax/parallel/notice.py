@@ -1,7 +1,9 @@
-"""A request to end: SIGTERM (a preemption's notice, a cluster's scheduler) or Ctrl-C. The run saves, and ends."""
+"""Requests to end a run, which then saves and ends: SIGTERM (a preemption's notice, a cluster's scheduler), SIGHUP (the
+terminal is closed) and Ctrl-C."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -41,8 +43,8 @@ class Notice:
         # JAX has a handler of its own for clusters, of C++ and unseen here. It names a step by its number, counted from
         # 0 in every life: a resumed run, which is past that, would never come to it.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # What somebody has set already stays: a shell's background job, for one, is to pass over Ctrl-C.
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                # A handler that is set already stays: nohup ignores SIGHUP, a shell's background job Ctrl-C.
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._handlers[number] = signal.signal(number, self._heard)
         return self
@@ -64,7 +66,7 @@ class Notice:
 
     def ended(self, what: str) -> Ended:
         number = signal.Signals(self._signal)
-        status = PREEMPTED if number == signal.SIGTERM else INTERRUPTED
+        status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         return Ended(f"ended by {number.name}: {what}; go on with --resume=auto", status)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
@@ -72,8 +74,9 @@ class Notice:
         if number == signal.SIGINT:
             self._restore(number)
         if first and processes.first():
-            # Not print: the signal may have come while something was being printed.
-            os.write(2, b"\nasked to end: once this step is done and saved (Ctrl-C again: at once)\n")
+            # Not print: the signal may have come while something was being printed. Nobody may be reading any more.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nasked to end: the run ends after this step (Ctrl-C again: at once)\n")
 
     def _restore(self, *numbers: int) -> None:
         for number in numbers:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from alphaalign_jax.terminal import Stream, write_error
 from alphaalign_jax.text import printable
 
 # Set by whoever starts processes by hand; on TPU pods and under Slurm JAX finds the cluster itself.
@@ -64,10 +65,10 @@ def abandon(status: int, error: BaseException | str = "") -> None:
     if jax.distributed.is_initialized():
         if error:
             shown = error if isinstance(error, str) else "".join(traceback.format_exception(error))
-            print(printable(shown), file=sys.stderr)
-            print(f"process {jax.process_index()} ends here; where this is a lost connection, see the others' logs")
-        sys.stdout.flush()
-        sys.stderr.flush()
+            write_error(printable(shown))
+            write_error(f"process {jax.process_index()} ends here; if a connection was lost, see the others' logs")
+        for stream in (sys.stdout, sys.stderr):
+            Stream(stream).flush()
         os._exit(status)
 
 

@@ -65,9 +65,7 @@ def train(
         prepared = assembly.prepare(config, mirror)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
-            summary = run.train()
-            records.summary({"command": command, **summary})
-        return summary
+            return run.train(command)
 
 
 @contextlib.contextmanager
@@ -126,7 +124,7 @@ class Run:
         self.due = ""  # the save that is: of a state to be "kept", or the "newest"
         self.saving = 0.0  # seconds that saves have held up steps since the last one
 
-    def train(self) -> dict[str, Any]:
+    def train(self, command: str) -> dict[str, Any]:
         steps, alike = self.config.steps, not self.config.eval.limit  # whether all looks are at the same prompts
         self._introduce()
         state = self._resumed() if self.resumes else self._fresh()
@@ -143,7 +141,7 @@ class Run:
         if self.config.export:
             self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.location}/export")
-        return self._conclude(after)
+        return self._conclude(after, command)
 
     def _introduce(self) -> None:
         p, source = self.p, self.p.policy
@@ -356,11 +354,12 @@ class Run:
         self.records.metrics(name, step, figures)
         return outcomes
 
-    def _conclude(self, after: dict[str, Outcome]) -> dict[str, Any]:
+    def _conclude(self, after: dict[str, Outcome], command: str) -> dict[str, Any]:
         seconds, before = time.perf_counter() - self.began, self.progress.before
         found = as_json(after)
         rest = lambda outcomes: {name: value for name, value in outcomes.items() if name != "all"}
         summary = {
+            "command": command,
             "before": before["all"],
             "after": found["all"],
             "before_by_source": rest(before),
@@ -374,6 +373,7 @@ class Run:
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
+        self.records.summary(summary)
         self.display.say(outcome.comparison(before, found))
         self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
         return summary
