@@ -16,7 +16,7 @@ _OUT = -1e30  # finite: entropy multiplies it by a probability of exactly 0
 
 @flax.struct.dataclass
 class Sampling:
-    """Sampling settings; traced, so that changing them compiles nothing."""
+    """Sampling settings; traced, so that changing them compiles nothing, but for whether top-k or top-p is on."""
 
     temperature: Array  # float32 []; 0 is greedy, whose recorded log-probs are those at temperature 1
     top_k: Array  # int32 []; 0 is off
@@ -24,6 +24,9 @@ class Sampling:
     # bool [V]: vocabulary rows that a token owns. Embedding tables are padded (Qwen's by hundreds of rows), and a row
     # without a token can be neither decoded nor verified: it has probability 0. None: every row.
     owned: Array | None = None
+    # Whether top-k or top-p is on. Static: a branch with the sort of the vocabulary takes its memory whether or not it
+    # is taken, five times that of the logits.
+    filtered: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
     def create(
@@ -36,7 +39,7 @@ class Sampling:
                 f"sampling temperature={temperature} (0, or {_TINY:.1e} to {_HUGE:.1e}), top_k={top_k} (0 to {_MOST}, "
                 f"0 is off), top_p={top_p} (above 0, at most 1, which is off) is out of range"
             )
-        return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), owned)
+        return cls(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), owned, top_k > 0 or top_p < 1)
 
 
 def scaled_logits(logits: Array, sampling: Sampling, keep: Array | None = None) -> Array:
@@ -56,8 +59,9 @@ def scaled_logits(logits: Array, sampling: Sampling, keep: Array | None = None) 
             support |= jnp.arange(x.shape[-1]) == keep[..., None]
         return jnp.where(support, x, _OUT)
 
-    wanted = (sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1.0))
-    return jax.lax.cond(wanted, filtered, lambda x: x, logits)
+    if not sampling.filtered:
+        return logits
+    return jax.lax.cond(sampling.temperature > 0, filtered, lambda x: x, logits)
 
 
 def chosen_logprob(logits: Array, token: Array) -> tuple[Array, Array]:
