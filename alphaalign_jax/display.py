@@ -14,7 +14,7 @@ import rich.progress
 import rich.table
 import rich.text
 
-from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel import processes, reporting
 from alphaalign_jax.terminal import Stream
 from alphaalign_jax.text import inline, printable
 
@@ -52,7 +52,7 @@ class Display:
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Yields ``advance(n, **figures)``."""
+        """Yield ``advance(n, **figures)``. Programs that are compiled in the block are shown as they begin."""
         began, last = time.perf_counter(), 0.0
         columns = (
             rich.progress.TextColumn("{task.description}", markup=False),
@@ -76,4 +76,10 @@ class Display:
                     last = now
                     self.say(f"{name} {done}/{total}  {now - began:.0f} s  {text}")
 
-            yield advance
+            def compiling(program: str) -> None:
+                progress.update(task, figures=f"compiling {program} ...")
+                if not live and not self.console.quiet:
+                    self.say(f"{name} {done}/{total}  {time.perf_counter() - began:.0f} s  compiling {program} ...")
+
+            with reporting(compiling):
+                yield advance

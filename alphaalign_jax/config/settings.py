@@ -33,6 +33,8 @@ class Model:
 @_section
 class Mesh:
     devices: int = 0  # use the first so many; 0 is all
+    # GiB of one device that a run may take, by the estimate made before it compiles; 0: what the device has.
+    memory_gb: float = 0.0
     data: int = 1
     fsdp: int = -1  # -1: what the other axes leave
     tensor: int = 1

@@ -11,6 +11,7 @@ import numpy as np
 from alphaalign_jax.data.row import PromptRow, show
 from alphaalign_jax.hf import chat
 from alphaalign_jax.hf.chat import DEFAULT, ChatSettings, control_texts
+from alphaalign_jax.shapes import fitting_slots
 from alphaalign_jax.types import Prompts
 
 Render = Callable[[str], str]
@@ -26,7 +27,7 @@ class PromptSet:
         before the question). May be empty.
       tails: int32 [length of row b] each, never empty: the model needs at least one own token to run on.
       label: int32 [len(rows)].
-      bucket: padded widths are multiples of it, so that a run compiles for few shapes.
+      bucket: the narrowest padded width; wider ones are its doublings, so that a run compiles for few shapes.
       dropped: prompts left out for being longer than ``max_length``.
     """
 
@@ -76,10 +77,13 @@ class PromptSet:
         return len(self.prefix) + max(map(len, self.tails))
 
     def slots(self, indices: Sequence[int] | np.ndarray | None = None) -> int:
-        """The smallest multiple of ``bucket`` that fits the given rows (default: all): S of their batch."""
-        chosen = range(len(self.rows)) if indices is None else np.asarray(indices).tolist()
-        longest = max(len(self.tails[i]) for i in chosen)
-        return -(-longest // self.bucket) * self.bucket
+        """Return S of a batch of the given rows (default: all): ``bucket``, or that doubled until they fit.
+
+        No more than all rows need, as a multiple of ``bucket``.
+        """
+        longest = max(map(len, self.tails))
+        chosen = longest if indices is None else max(len(self.tails[i]) for i in np.asarray(indices).tolist())
+        return fitting_slots(chosen, self.bucket, longest)
 
     def subset(self, count: int, seed: int) -> PromptSet:
         """At most ``count`` rows, drawn by the seed."""
@@ -97,8 +101,8 @@ class PromptSet:
 
         Args:
           indices: int [B], each in [0, len(self)); repeats are fine.
-          slots: S; None takes the smallest multiple of ``bucket`` that fits. ``set.slots()`` fits every batch, so
-            that only one shape is compiled.
+          slots: S; None takes ``set.slots(indices)``, one of few sizes. ``set.slots()`` fits every batch, so that only
+            one shape is compiled.
           row: int [B], the rows' numbers in the run, which their sampling keys fold in; None takes ``indices``.
 
         Returns:

@@ -17,6 +17,7 @@ from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
+from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
 from alphaalign_jax.models import Network
@@ -82,7 +83,8 @@ def sample(
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype, InFlight.of(config.Rollout()))
     _, params = hf.load(policy.path, network=Network(policy.spec), layout=layout, param_dtype=args.dtype)
-    with display.bar("prompts", len(rows)) as advance:
+    advice = "take less by a lower --batch, --n or --max_new_tokens, or --dtype=bfloat16"
+    with explaining_memory(advice), display.bar("prompts", len(rows)) as advance:
         responses = respond(
             engine,
             engine.prepare(params),

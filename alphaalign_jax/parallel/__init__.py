@@ -2,7 +2,7 @@
 
 from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
-from alphaalign_jax.parallel.programs import compiled, compiles
+from alphaalign_jax.parallel.programs import compiled, compiles, reporting
 from alphaalign_jax.parallel.rules import (
     LOGICAL_AXES,
     Layout,
@@ -28,6 +28,7 @@ __all__ = [
     "host_memory",
     "local_devices",
     "platform",
+    "reporting",
     "rule_table",
     "sharded",
     "shards",

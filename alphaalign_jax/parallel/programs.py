@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -12,11 +14,30 @@ from alphaalign_jax.parallel.rules import Layout, use
 _EVENT = "/jax/core/compile/backend_compile_duration"  # JAX's, of each program it compiles or takes from its cache
 
 
-def compiled(function: Callable, layout: Layout, **jit_options) -> Callable:
-    """Jits ``function`` so that the activations it names are laid out by ``layout``."""
+_REPORT: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("report", default=None)
+
+
+@contextlib.contextmanager
+def reporting(report: Callable[[str], None]) -> Iterator[None]:
+    """Within it, ``report`` is called with the name of each program that is about to be compiled.
+
+    That may take minutes, while nothing else happens.
+    """
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
+
+
+def compiled(function: Callable, layout: Layout, *, name: str = "", **jit_options) -> Callable:
+    """Jit ``function`` so that the activations it names are laid out by ``layout``. ``name``: for people; default: its own."""
 
     @functools.wraps(function)
     def traced(*args, **kwargs):
+        report = _REPORT.get()
+        if report is not None:  # tracing: new shapes, or the first call
+            report(name or function.__name__)
         with use(layout):
             return function(*args, **kwargs)
 

@@ -98,6 +98,7 @@ class Engine:
         self.start = compiled(
             lambda params, *args, **sizes: sampler.start(bind(params), *args, **sizes),
             layout,
+            name="prefill",
             static_argnames=("group", "slots", "capacity"),
         )
         self.decode = compiled(
@@ -105,12 +106,13 @@ class Engine:
                 bind(params), state, sampling, stop_ids=stop_ids, forced=forced, leave_at=leave_at
             ),
             layout,
+            name="decode",
             donate_argnums=1,
         )
-        self._longer = compiled(sampler.longer, layout, static_argnames=("axis", "capacity"))
-        self._drop = compiled(sampler.drop, layout, static_argnames="rows")
-        self._finish = compiled(sampler.finish, layout)
-        self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout)
+        self._longer = compiled(sampler.longer, layout, name="grow cache", static_argnames=("axis", "capacity"))
+        self._drop = compiled(sampler.drop, layout, name="drop rows", static_argnames="rows")
+        self._finish = compiled(sampler.finish, layout, name="finish")
+        self._judge = compiled(lambda v, tokens, length, finish: v.judge(tokens, length, finish), layout, name="judge")
 
     def rollout(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,11 +27,12 @@ from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.train import objectives, sft
+from alphaalign_jax.train import memory, objectives, sft
 from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses
 
 BUILTIN_TINY = "builtin:tiny"
+_LONGEST_TRIED = 16  # by characters, of which one is about the longest in tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Prepared:
     train: PromptSet
     heldout: PromptSet
     audit: Audit
+    memory: memory.Estimate
     scorer: AsyncScorer | None
 
 
@@ -139,6 +141,14 @@ def warmup_source(prompts: PromptSet, config: Config) -> tuple[Responses, list[s
     )
 
 
+def warmup_slots(prompts: PromptSet, config: Config, policy: Policy) -> int:
+    """Return the tokens of about the longest response of the format warm-up; 0 if there is none."""
+    if not config.warmup.epochs:
+        return 0
+    longest = sorted(warmup_source(prompts, config)[1], key=len)[-_LONGEST_TRIED:]
+    return max(map(len, sft.encode_responses(longest, policy.tokenizer, policy.end_id)))
+
+
 def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror) -> pathlib.Path:
     """Where the initial policy lies; the built-in one is made first, in the run's folder."""
     if not config.model.path:
@@ -154,8 +164,10 @@ def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror
     return mirror.share("init")
 
 
-def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
-    """Reads data and model, builds layouts; raises ValueError for anything that cannot work."""
+def prepare(
+    config: Config, mirror: buckets.Mirror | None = None, say: Callable[[str], Any] = lambda _: None
+) -> Prepared:
+    """Read data and model, build layouts. Raise ValueError for anything that cannot work; ``say`` what may not."""
     train_layout, rollout_layout = layouts(config)
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
@@ -180,8 +192,31 @@ def prepare(config: Config, mirror: buckets.Mirror | None = None) -> Prepared:
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
     sampled = rollout_network(config, policy.spec)
     engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
-    scorer = build_scorer(config)
-    return Prepared(config, policy, actor, critic, train_layout, engine, sets["train"], sets["heldout"], report, scorer)
+    sizes = memory.Sizes.of(config, sets["train"], warmup_slots(sets["train"], config, policy))
+    reward = reward_classifier(config)
+    scored_by = hf.load_spec(reward) if reward else None
+    made = lambda changed: memory.estimate(
+        changed,
+        actor_network(changed, policy.spec),
+        critic and actor_network(changed, critic.spec, head="value"),
+        (train_layout, rollout_layout),
+        sizes,
+        scored_by,
+    )
+    expected = memory.check(config, made, say)
+    return Prepared(
+        config=config,
+        policy=policy,
+        actor=actor,
+        critic=critic,
+        train_layout=train_layout,
+        engine=engine,
+        train=sets["train"],
+        heldout=sets["heldout"],
+        audit=report,
+        memory=expected,
+        scorer=build_scorer(config),
+    )
 
 
 def actor_network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:

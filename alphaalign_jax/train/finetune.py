@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -14,11 +15,12 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
+from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.text import json_of
-from alphaalign_jax.train import assembly, following
+from alphaalign_jax.train import assembly, following, memory
 from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import BENIGN
@@ -63,13 +65,23 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         responses, longest = assembly.warmup_source(prompts, config)
     else:
         responses, longest = lambda index, _: [texts[i] for i in index], texts
-    trainer.check_length(prompts, longest, policy.tokenizer)
+    longest_response = trainer.check_length(prompts, longest, policy.tokenizer)
+    sizes = memory.Sizes.of(config, prompts, longest_response)
+    made = lambda changed: memory.supervised(
+        changed, dataclasses.replace(network, remat=changed.model.remat), layout, sizes
+    )
+    expected = memory.check(config, made, display.say)
     _, params = hf.load(policy.path, network=network, layout=layout)
     began = time.perf_counter()
-    with contextlib.closing(Records(run_dir)) as records, display.bar("sft", trainer.steps) as advance:
+    with (
+        explaining_memory(memory.advice(expected)),
+        contextlib.closing(Records(run_dir)) as records,
+        display.bar("sft", trainer.steps) as advance,
+    ):
         records.begin()
         followed = following.supervised("sft", config.guards, records, display, advance)
-        params = trainer.train(params, prompts, responses, policy.tokenizer, policy.end_id, on_step=followed)
+        about = (params, prompts, responses, policy.tokenizer, policy.end_id)
+        params = trainer.train(*about, longest=longest_response, on_step=followed)
     target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {mirror.url}/export")

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alphaalign_jax import config
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.order import PromptOrder, minibatches
+from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
 from alphaalign_jax.parallel import compiles, processes, to_host
@@ -26,10 +28,12 @@ from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
+from alphaalign_jax.shapes import fitting_slots
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
 
+_PADDING = 0.25  # of the slots of a prompt's rollouts, which its own padding may add
 _LOOK_SECONDS = 1.0  # between looks at a request to end, where the reward model is slow
 
 
@@ -70,6 +74,7 @@ class Iteration:
         share = self.config.data.harmful_fraction
         balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
+        self._prompt_slots = prompt_slots(prepared.train, r)
         self._controls = control_texts(prepared.policy.tokenizer)
         self.gap_checked = False  # sampler and trainer have been compared, in this life or, as they are, before it
         self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
@@ -151,7 +156,8 @@ class Iteration:
     def _prompts(self, step: int) -> tuple[np.ndarray, Prompts]:
         index = self.order.indices(step)
         # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.
-        return index, self.p.train.batch(index, row=step * len(index) + np.arange(len(index)))
+        row = step * len(index) + np.arange(len(index))
+        return index, self.p.train.batch(index, slots=self._prompt_slots, row=row)
 
     def _sample(self, state: TrainState, step: int) -> Rollout:
         r, engine = self.config.rollout, self.p.engine
@@ -164,7 +170,8 @@ class Iteration:
         verdict = self.p.engine.judge(rollout)
         responses = host_responses(rollout, verdict, self.p.policy, prompts.batch)
         longest, r = max(len(response.token_ids) for group in responses for response in group), self.config.rollout
-        rollout = trim(rollout, min(-(-longest // r.bucket) * r.bucket, r.max_new_tokens))
+        slots = min(fitting_slots(longest, r.bucket, r.max_new_tokens), r.max_new_tokens)
+        rollout = trim(rollout, slots)
         return _Asked(index, prompts, rollout, verdict, responses, self._ask_reward_model(index, responses))
 
     def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
@@ -210,6 +217,16 @@ class Iteration:
         count = lambda name: jnp.sum if name.endswith("/skipped") else jnp.mean
         metrics.update({name: count(name)(each) for name, each in seen.items()})
         return weights, {name: each[0] for name, each in seen.items()}
+
+
+def prompt_slots(prompts: PromptSet, settings: config.Rollout) -> int | None:
+    """Return S of every step's batch, or None if each batch takes one of few widths.
+
+    Each width compiles all programs of a step again. One for all is cheaper if its padding, which a prompt's rollouts
+    share, is little beside their own slots.
+    """
+    widest = prompts.slots()
+    return widest if widest <= _PADDING * settings.group * settings.max_new_tokens else None
 
 
 def check_gap(gap: float, config: Config) -> None:

@@ -14,15 +14,15 @@ import numpy as np
 from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
-from alphaalign_jax.errors import ends_with
+from alphaalign_jax.errors import ends_with, explaining_memory
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
 from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
-from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel import compiles, processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
-from alphaalign_jax.train import assembly, following, provenance, resumption
+from alphaalign_jax.train import assembly, following, memory, provenance, resumption
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
@@ -62,10 +62,11 @@ def train(
             check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
-        prepared = assembly.prepare(config, mirror)
+        prepared = assembly.prepare(config, mirror, display.say)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
-            return run.train(command)
+            with explaining_memory(memory.advice(prepared.memory)):
+                return run.train(command)
 
 
 @contextlib.contextmanager
@@ -118,6 +119,7 @@ class Run:
         self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
         # Of all processes: one that compared sampler and trainer alone would wait for the others.
         self.as_it_was = self.resumes and not processes.gather_rows(np.asarray(bool(changed))).any()
+        self.compiled = compiles()  # programs and seconds before this run
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), look=self.notice.check)
         self.progress: Progress  # these two come with the state
         self.guards: Guards
@@ -199,7 +201,7 @@ class Run:
         rows = p.train.subset(count, self.config.seed) if count else p.train
         responses, longest = assembly.warmup_source(rows, self.config)
         trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
-        trainer.check_length(rows, longest, p.policy.tokenizer)
+        longest_response = trainer.check_length(rows, longest, p.policy.tokenizer)
         with self.display.bar("warm-up", trainer.steps) as advance:
             followed = following.supervised("warmup", self.config.guards, self.records, self.display, advance)
 
@@ -207,7 +209,8 @@ class Run:
                 followed(step, metrics)
                 self.notice.check("in its warm-up, of which nothing is kept")
 
-            return trainer.train(params, rows, responses, p.policy.tokenizer, p.policy.end_id, on_step=on_step)
+            about = (params, rows, responses, p.policy.tokenizer, p.policy.end_id)
+            return trainer.train(*about, longest=longest_response, on_step=on_step)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
 
@@ -357,6 +360,7 @@ class Run:
     def _conclude(self, after: dict[str, Outcome], command: str) -> dict[str, Any]:
         seconds, before = time.perf_counter() - self.began, self.progress.before
         found = as_json(after)
+        programs, compiling = (now - then for now, then in zip(compiles(), self.compiled, strict=True))
         rest = lambda outcomes: {name: value for name, value in outcomes.items() if name != "all"}
         summary = {
             "command": command,
@@ -370,12 +374,14 @@ class Run:
             "best": self.progress.best,
             "alarms": self.guards.state["count"],
             "wall_seconds": seconds,
+            "compiled": {"programs": programs, "seconds": compiling},
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
         self.records.summary(summary)
         self.display.say(outcome.comparison(before, found))
         self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
+        self.display.say(f"{programs} programs compiled, or taken from the cache, in {compiling:.0f} s of these")
         return summary
 
 

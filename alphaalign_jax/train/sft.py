@@ -24,6 +24,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
 from alphaalign_jax.parallel import Layout, compiled, processes, to_host
 from alphaalign_jax.rollout.engine import place
+from alphaalign_jax.shapes import fitting_slots
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
 
@@ -49,7 +50,7 @@ class Supervised:
         self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer, self.steps)
         self.micro_batch = micro_batch(settings, layout)
-        self.update = compiled(self._update, layout, donate_argnums=0)
+        self.update = compiled(self._update, layout, name="supervised update", donate_argnums=0)
 
     def _update(self, weights: tuple[Params, Any], batch: Examples, total: Denominator, sampling: Sampling):
         def objective(params, part):
@@ -73,9 +74,13 @@ class Supervised:
         tokenizer: Any,
         stop_id: int,
         *,
+        longest: int,
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
-        """Trained weights; ``params`` is donated. ``on_step`` is told (step, metrics) after every step."""
+        """Return trained weights; ``params`` is donated.
+
+        ``longest``: tokens of the longest response, from ``check_length``. ``on_step`` is called with (step, metrics).
+        """
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
         # Plain log-likelihood over all vocabulary rows: those without a token are pushed down here, so that the
@@ -85,7 +90,9 @@ class Supervised:
             began = time.perf_counter()
             index = order.indices(step)
             encoded = encode_responses(responses(index, step), tokenizer, stop_id)
-            batch = supervised_batch(prompts, encoded, index, self.bucket, self.layout)
+            length = max(map(len, encoded))
+            slots = fitting_slots(length, self.bucket, max(length, longest))
+            batch = supervised_batch(prompts, encoded, index, slots, self.layout)
             # Counted here: on CPU, a sum over the devices that nothing else waits for may run beside others until all
             # threads wait for each other.
             total = Denominator(np.float32(sum(map(len, encoded))), np.float32(len(encoded)))
@@ -96,9 +103,13 @@ class Supervised:
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
 
-    def check_length(self, prompts: PromptSet, responses: Sequence[str], tokenizer: Any) -> None:
-        """Raises ValueError where a prompt with its response is longer than the model's positions."""
-        pairs = zip(prompts.tails, encode_responses(responses, tokenizer, 0), strict=True)
+    def check_length(self, prompts: PromptSet, responses: Sequence[str], tokenizer: Any) -> int:
+        """Return the tokens of the longest response.
+
+        Raise ValueError if a prompt with its response is longer than the model's positions.
+        """
+        encoded = encode_responses(responses, tokenizer, 0)
+        pairs = zip(prompts.tails, encoded, strict=True)
         length = np.array([len(prompts.prefix) + len(tail) + len(ids) for tail, ids in pairs])
         longest, positions = int(length.argmax()), self.network.spec.max_positions
         if length[longest] > positions:
@@ -106,6 +117,7 @@ class Supervised:
                 f"{show(prompts.rows[longest].prompt)}: prompt and response have {length[longest]} tokens, more than "
                 f"the model's max_position_embeddings={positions}; shorten the response, or leave it out"
             )
+        return max(map(len, encoded))
 
 
 def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list[list[int]]:
@@ -114,11 +126,9 @@ def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list
 
 
 def supervised_batch(
-    prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, bucket: int, layout: Layout
+    prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, slots: int, layout: Layout
 ) -> Examples:
-    """Right-padded examples on the mesh; response slots are a multiple of ``bucket``."""
-    longest = max(len(ids) for ids in responses)
-    slots = -(-longest // bucket) * bucket
+    """Return right-padded examples on the mesh, with ``slots`` response slots each."""
     tokens = np.zeros((len(responses), 1, slots), np.int32)
     sampled = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(responses):

@@ -55,11 +55,11 @@ class Steps:
         self.actor_tx = optimizer.build(config.optimizer, self.updates["actor"])
         self.critic_tx = optimizer.build(config.critic.optimizer, self.updates["critic"])
         self._check()
-        self.forward = compiled(self._forward, layout, static_argnames="policy")
-        self.assemble = compiled(self._assemble, layout)
-        self.update_actor = compiled(self._update_actor, layout, donate_argnums=0)
-        self.update_critic = compiled(self._update_critic, layout, donate_argnums=0)
-        self.average = compiled(self._average, layout, donate_argnums=0)
+        self.forward = compiled(self._forward, layout, name="score", static_argnames="policy")
+        self.assemble = compiled(self._assemble, layout, name="assemble")
+        self.update_actor = compiled(self._update_actor, layout, name="update actor", donate_argnums=0)
+        self.update_critic = compiled(self._update_critic, layout, name="update critic", donate_argnums=0)
+        self.average = compiled(self._average, layout, name="average", donate_argnums=0)
 
     def _check(self) -> None:
         """Everything divides over the mesh; raises ValueError with the numbers."""

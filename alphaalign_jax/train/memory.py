@@ -1,0 +1,307 @@
+"""What a run takes of a device's memory, from shapes alone: before anything is compiled.
+
+A sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the optimizer's
+temporaries, what the backward pass keeps of each layer, one layer at work, and the logits of a chunk. The factors were
+fitted to the memory that XLA reports for compiled steps on CPU (2026-11-30; ``tests/test_memory.py`` compares them again).
+``alphaalign plan`` compiles, and is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from alphaalign_jax.config import Config
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.parallel import Layout, processes
+from alphaalign_jax.train import objectives
+
+GIB = 2**30
+MARGIN = 1.25  # an estimate above the limit by more than this does not fit: nearer ones are a warning
+_FLOAT = 4
+# Copies of float32 logits [rows, chunk, V] that are alive at once: in a pass forward, with its gradient, in a draw.
+_LOGITS_FORWARD, _LOGITS_BACKWARD, _LOGITS_DRAW = 2.0, 4.2, 3.0
+_UPDATE = 3  # float32 copies of the weights beside the state: gradient, moments' and weights' updates
+_SCORES = 3  # copies of attention scores that a layer holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Token slots of a run: P, S and T of ``types``."""
+
+    prefix: int
+    prompt: int
+    response: int
+    warmup_response: int = 0
+    evaluated_response: int = 0
+
+    @classmethod
+    def of(cls, config: Config, train: PromptSet, warmup_response: int = 0) -> Sizes:
+        longest = config.rollout.max_new_tokens
+        evaluated = config.eval.max_new_tokens or longest
+        return cls(len(train.prefix), train.slots(), longest, warmup_response, evaluated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes of one device."""
+
+    held: dict[str, float]  # all the time, by part of the state
+    phases: dict[str, float]  # at the peak of each phase, ``held`` included where it is there
+    limit: float  # that the device has; 0: unknown
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+    @property
+    def phase(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=self.phases.__getitem__)
+
+    @property
+    def fits(self) -> bool:
+        return not self.limit or self.peak <= self.limit * MARGIN
+
+    @property
+    def tight(self) -> bool:
+        return bool(self.limit) and self.peak > 0.9 * self.limit
+
+    def __str__(self) -> str:
+        phases = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.phases.items())
+        limit = f" of {self.limit / GIB:.1f}" if self.limit else ""
+        return f"memory of a device, estimated: {self.peak / GIB:.1f}{limit} GiB ({phases})"
+
+
+def estimate(
+    config: Config,
+    actor: Network,
+    critic: Network | None,
+    layouts: tuple[Layout, Layout],
+    sizes: Sizes,
+    reward_model: ModelSpec | None = None,
+) -> Estimate:
+    """Estimate a run of ``config`` on the training and the rollout layout.
+
+    ``reward_model``: a classifier whose weights every process keeps on its own devices.
+    """
+    layout, rollout_layout = layouts
+    weigh = functools.partial(_weight_bytes, layout=layout)
+    a, r = config.algorithm, config.rollout
+    weights = weigh(actor)
+    held = {"actor": weights, "moments": 2 * weights}
+    if a.ema_decay:
+        held["average"] = weights
+    if a.reference and not a.reference_on_host:
+        held["reference"] = weights
+    if critic is not None:
+        held["critic"] = 3 * weigh(critic)
+    if reward_model is not None:
+        size = jax.numpy.dtype(config.reward_model.dtype).itemsize
+        held["reward model"] = reward_model.num_parameters * size / len(layout.mesh.local_devices)
+    whole = sum(held.values())
+    step = functools.partial(_Step, config=config, layout=layout, sizes=sizes)
+    rows = dict(prompts=r.prompts, group=r.group)
+    phases = {
+        "rollout": whole + _rollout(config, actor.spec, rollout_layout, sizes, sizes.response, **rows),
+        "score": whole + step(actor, r.prompts, r.group, sizes.response).forward(),
+        "update": whole + step(actor, r.prompts // a.minibatches, r.group, sizes.response).backward(),
+    }
+    if critic is not None:
+        critic_step = step(critic, r.prompts // a.minibatches, r.group, sizes.response)
+        phases["critic update"] = whole + critic_step.backward()
+    evaluated = _rollout(config, actor.spec, rollout_layout, sizes, sizes.evaluated_response, config.eval.batch, 1)
+    phases["evaluation"] = whole + evaluated
+    if config.warmup.epochs:
+        phases |= supervised(config, actor, layout, sizes).phases
+    return Estimate(held, phases, device_limit(config))
+
+
+def supervised(config: Config, network: Network, layout: Layout, sizes: Sizes) -> Estimate:
+    """Estimate supervised training alone, which holds the weights and their moments."""
+    held = 3 * _weight_bytes(network, layout)
+    step = _Step(network, config.warmup.batch, 1, sizes.warmup_response, config, layout, sizes, warmup=True)
+    return Estimate({"actor": held}, {"warm-up": held + step.backward()}, device_limit(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A pass over ``prompts`` with ``group`` responses of ``response`` slots each, in slices."""
+
+    network: Network
+    prompts: int
+    group: int
+    response: int
+    config: Config
+    layout: Layout
+    sizes: Sizes
+    warmup: bool = False
+
+    @property
+    def slice(self) -> int:
+        """Prompts of a slice on one shard of the batch."""
+        shards = self.layout.size("batch")
+        if self.warmup:
+            part = self.config.warmup.micro_batch
+        else:
+            slots = self.sizes.prompt + self.group * self.response
+            part = objectives.micro_batch(self.config.algorithm, self.prompts, slots, shards) // shards
+        return part or math.ceil(self.prompts / shards)
+
+    @property
+    def rows(self) -> float:
+        return self.slice * self.group / self.layout.size("rollout")
+
+    @property
+    def tokens(self) -> float:
+        return self.sizes.prefix + self.slice * self.sizes.prompt + self.rows * self.response
+
+    @property
+    def logits(self) -> float:
+        """Bytes of one chunk's logits in float32."""
+        if self.network.head != "lm":
+            return 0.0
+        chunk = min(self.config.algorithm.logprob_chunk, self.response)
+        return self.rows * chunk * self.network.spec.vocab_size / self.layout.size("vocab") * _FLOAT
+
+    def layer(self) -> float:
+        """Bytes of all that one layer computes."""
+        s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
+        heads = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim / self.layout.size("heads")
+        width = 8 * s.hidden_size + 4 * s.intermediate_size / self.layout.size("mlp") + 3 * heads
+        keys = self.sizes.prefix + self.sizes.prompt + self.response
+        scores = _SCORES * s.num_heads / self.layout.size("heads") * keys * _FLOAT
+        return self.tokens * (width * size + (scores if self._writes_scores else 0.0))
+
+    def kept(self) -> float:
+        """Bytes of what the backward pass keeps of all layers."""
+        s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
+        if self.network.remat == "none":
+            return s.num_layers * self.layer()
+        width = s.hidden_size / self.layout.size("act_length")
+        if self.network.remat == "dots":
+            heads = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim / self.layout.size("heads")
+            width += 2 * s.hidden_size + heads + 2 * s.intermediate_size / self.layout.size("mlp")
+        return s.num_layers * self.tokens * width * size
+
+    def forward(self) -> float:
+        return max(_LOGITS_FORWARD * self.logits, self.layer() / 2)
+
+    def backward(self) -> float:
+        weights = _weight_bytes(self.network, self.layout)
+        sliced = self.slice * self.layout.size("batch") < self.prompts
+        return weights * (_UPDATE + sliced) + self.kept() + max(_LOGITS_BACKWARD * self.logits, self.layer())
+
+    @property
+    def _writes_scores(self) -> bool:
+        """Whether attention writes its scores out: the kernels do not."""
+        kernels = {"gpu": "triton", "cuda": "triton", "tpu": "splash"}
+        kind, platform = self.network.attention, self.layout.mesh.devices.flat[0].platform
+        return kind == "plain" or (kind == "auto" and platform not in kernels)
+
+
+def _rollout(
+    config: Config, spec: ModelSpec, layout: Layout, sizes: Sizes, response: int, prompts: int, group: int
+) -> float:
+    """Bytes of the sampler: its copy of the weights, keys and values, the logits of a draw."""
+    network = Network(spec, dtype=config.model.rollout_dtype)
+    size = _itemsize(network.dtype, layout)
+    rows = prompts * group / layout.size("batch") / layout.size("rollout")
+    slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim / layout.size("kv_heads") * size
+    grows = 1.5 if 0 < config.rollout.cache < response else 1.0  # the old keys beside the new ones
+    cache = slot * (rows * response * grows + prompts / layout.size("batch") * sizes.prompt + sizes.prefix)
+    logits = _LOGITS_DRAW * rows * spec.vocab_size / layout.size("vocab") * _FLOAT
+    return _weight_bytes(network, layout, size) + cache + logits
+
+
+def _weight_bytes(network: Network, layout: Layout, itemsize: int = _FLOAT) -> float:
+    """Bytes of a device's part of the weights."""
+    shapes, shardings = network.shapes(), layout.tree_shardings(network.axes)
+    part = lambda x, sharding: math.prod(sharding.shard_shape(x.shape))
+    return itemsize * sum(jax.tree.leaves(jax.tree.map(part, shapes, shardings)))
+
+
+def _itemsize(dtype: str, layout: Layout) -> int:
+    """Bytes of a computed value. On CPU, XLA computes bfloat16 in float32."""
+    cpu = layout.mesh.devices.flat[0].platform == "cpu"
+    return _FLOAT if cpu else jax.numpy.dtype(dtype).itemsize
+
+
+def device_limit(config: Config) -> float:
+    """Return the bytes that a run may take of one device; 0 if the device does not say.
+
+    The CPU's devices share the host's memory with what this process holds already.
+    """
+    if config.mesh.memory_gb:
+        return config.mesh.memory_gb * GIB
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        used = min(config.mesh.devices or jax.local_device_count(), jax.local_device_count())
+        return (processes.memory_limit() - processes.memory_used()) / used
+    return float((device.memory_stats() or {}).get("bytes_limit", 0))
+
+
+def check(config: Config, made: Callable[[Config], Estimate], say: Callable[[str], Any]) -> Estimate:
+    """Return the estimate of ``config``. Say so if it is tight, and raise ValueError if it cannot fit."""
+    found = made(config)
+    if not found.tight:
+        return found
+    advice = " ".join(advise(config, made))
+    hint = f"; this would fit: {advice}" if advice else "; take a smaller model, more devices, or fewer prompts a step"
+    if not found.fits:
+        raise ValueError(f"{found}: the {found.phase} does not fit{hint} (mesh.memory_gb sets another limit)")
+    say(f"{found}: the {found.phase} is tight{hint}")
+    return found
+
+
+def advice(expected: Estimate) -> str:
+    """Return what to do after an allocation has failed, whatever was ``expected``."""
+    return (
+        f"{expected}. Less takes: --config.algorithm.logprob_chunk=16, --config.algorithm.micro_batch=1, "
+        "--config.warmup.micro_batch=1, --config.model.remat=full, or fewer of rollout.prompts and eval.batch"
+    )
+
+
+def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
+    """Return settings with which ``config`` would fit, as few as do; empty if none are known."""
+    chosen: list[tuple[str, Any]] = []
+    best = made(config)
+    for key, value in _savings(config):
+        tried = _changed(config, [*chosen, (key, value)])
+        try:
+            found = made(tried)
+        except ValueError:  # a slice that does not divide
+            continue
+        if found.peak < 0.95 * best.peak:
+            chosen = [pair for pair in chosen if pair[0] != key] + [(key, value)]
+            best = found
+        if not best.tight:
+            needed = [pair for pair in chosen if made(_changed(config, [p for p in chosen if p != pair])).tight]
+            return [f"--config.{key}={value}" for key, value in needed or chosen]
+    return []
+
+
+def _savings(config: Config) -> Sequence[tuple[str, Any]]:
+    """Settings that take less memory and change no result but its rounding, the cheapest first."""
+    a = config.algorithm
+    chunks = [("algorithm.logprob_chunk", chunk) for chunk in (16, 4) if chunk < a.logprob_chunk]
+    slices = [("warmup.micro_batch", n) for n in (4, 1) if n < (config.warmup.micro_batch or config.warmup.batch)]
+    if not a.micro_tokens:
+        per_step = a.micro_batch or config.rollout.prompts // a.minibatches
+        slices += [("algorithm.micro_batch", n) for n in (4, 2, 1) if n < per_step]
+    remat = [("model.remat", "full")] if config.model.remat != "full" else []
+    return [*chunks, *slices, *remat, *([("algorithm.reference_on_host", True)] if a.reference else [])]
+
+
+def _changed(config: Config, changes: Sequence[tuple[str, Any]]) -> Config:
+    for key, value in changes:
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config

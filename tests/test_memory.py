@@ -1,0 +1,109 @@
+"""What a run is expected to take of a device, against what compiled steps do take; and what is done about it."""
+
+import dataclasses
+
+import jax
+import pytest
+from run_cases import ROOT, run
+
+from alphaalign_jax import config as config_lib
+from alphaalign_jax import errors
+from alphaalign_jax.models import ModelSpec
+from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.planning.programs import Job, Tokens
+from alphaalign_jax.train import memory
+from alphaalign_jax.train.iteration import Iteration
+
+GIB = 2**30
+
+
+def spec(vocab: int, width: int, feed_forward: int, layers: int) -> ModelSpec:
+    return ModelSpec(
+        "qwen2", vocab, width, feed_forward, layers, 4, 2, width // 4, 1e-6, 1e4, None, 4096, True, False, False, False, True
+    )  # fmt: skip
+
+
+def job(model: ModelSpec, **changes: str) -> tuple[config_lib.Config, Job, memory.Sizes]:
+    changes = {"warmup.epochs": "0", "algorithm.minibatches": "1", "algorithm.advantage": "grpo", **changes}
+    if changes["algorithm.advantage"] == "gae":
+        changes["critic.num_layers"] = "0"
+    settings = config_lib.load(f"{ROOT}/configs/tiny.py", list(changes.items()))
+    made = Job(settings, model, jax.devices()[:1], Tokens.of(settings, 140, 48))
+    return settings, made, memory.Sizes(140, 48, settings.rollout.max_new_tokens, 0, settings.rollout.max_new_tokens)
+
+
+CASES = {
+    "a large vocabulary": (spec(60_000, 64, 192, 2), {"rollout.prompts": "8"}),
+    "in slices": (spec(60_000, 64, 192, 2), {"rollout.prompts": "8", "algorithm.micro_batch": "2"}),
+    "in small chunks": (spec(60_000, 64, 192, 2), {"rollout.prompts": "8", "algorithm.logprob_chunk": "8"}),
+    "activations, all kept": (spec(512, 256, 1024, 6), {"rollout.prompts": "8"}),
+    "activations, recomputed": (spec(512, 256, 1024, 6), {"rollout.prompts": "8", "model.remat": "full"}),
+    "weights": (spec(512, 512, 2048, 8), {"rollout.prompts": "1", "rollout.group": "2"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_estimate_is_near_what_compiled_steps_take(case):
+    """An estimate that forgets the logits of a chunk, a copy of the weights or what the backward pass keeps lets a run
+    start that cannot finish a step, or refuses one that could."""
+    model, changes = CASES[case]
+    settings, made, sizes = job(model, **changes)
+    expected = memory.estimate(settings, made.actor, made.critic, (made.layout, made.rollout_layout), sizes)
+    held = sum(expected.held.values())
+    assert held == pytest.approx(sum(size for name, size in made.held().items()), rel=0.01)
+    batch = made._batch()
+    index = jax.ShapeDtypeStruct((1, settings.rollout.prompts), jax.numpy.int32, sharding=made.layout.replicated)
+    sampling = jax.eval_shape(lambda: Sampling.create(owned=jax.numpy.ones(model.vocab_size, bool)))
+    state = made.state
+    lowered = made.steps.update_actor.lower((state.actor, state.actor_opt), batch, index, sampling)
+    taken = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert 0.75 < (expected.phases["update"] - held) / taken < 1.45
+
+
+def estimator(settings: config_lib.Config, made: Job, sizes: memory.Sizes):
+    def at(changed: config_lib.Config) -> memory.Estimate:
+        actor = dataclasses.replace(made.actor, remat=changed.model.remat)
+        return memory.estimate(changed, actor, None, (made.layout, made.rollout_layout), sizes)
+
+    return at
+
+
+def test_a_run_that_cannot_fit_is_refused_with_settings_that_would():
+    """It would compile for minutes, take all of the host's memory, and be killed without a word."""
+    settings, made, sizes = job(spec(150_000, 64, 192, 2), **{"mesh.memory_gb": "3", "algorithm.kl_loss": "0"})
+    at, said = estimator(settings, made, sizes), []
+    with pytest.raises(ValueError, match=r"the update does not fit; this would fit: .*--config.algorithm") as refused:
+        memory.check(settings, at, said.append)
+    settings_named = [part for part in str(refused.value).split() if part.startswith("--config.")]
+    pairs = [part.removeprefix("--config.").split("=") for part in settings_named]
+    changes = {"warmup.epochs": "0", "algorithm.minibatches": "1", "algorithm.advantage": "grpo", "mesh.memory_gb": "3"}
+    changes |= {"algorithm.kl_loss": "0", "critic.num_layers": "0"}
+    changed = config_lib.load(f"{ROOT}/configs/tiny.py", [*changes.items(), *map(tuple, pairs)])
+    assert not at(changed).tight and not said
+    wide = dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, memory_gb=100.0))
+    assert memory.check(wide, at, said.append).fits and not said, "with room, nothing is said"
+    peak = at(settings).peak / GIB
+    near = dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, memory_gb=peak))
+    memory.check(near, at, said.append)
+    assert len(said) == 1 and "is tight" in said[0]
+
+
+def test_a_failed_allocation_ends_in_one_line_with_settings(work, capsys, monkeypatch):
+    """JAX's traceback of fifty lines ends in a number of bytes, and names no setting."""
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+
+    monkeypatch.setattr(Iteration, "__call__", fail)
+    assert run(work, "full", 1, "--config.warmup.epochs=0") == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "an allocation of 8.0 GiB failed" in shown
+    assert "--config.algorithm.micro_batch=1" in shown and "estimated:" in shown
+
+
+def test_other_errors_of_xla_stay_what_they_are():
+    """One exception for all that goes wrong: an internal error must keep its traceback."""
+    with pytest.raises(jax.errors.JaxRuntimeError), errors.explaining_memory("advice"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    with pytest.raises(errors.OutOfMemory, match="out of memory; advice"), errors.explaining_memory("advice"):
+        raise MemoryError
