@@ -15,7 +15,7 @@ from alphaalign_jax.cli import main
 from alphaalign_jax.data import demo, near, recipes
 from alphaalign_jax.data.audit import audit, normalise, overlap
 from alphaalign_jax.data.prompts import Source, read
-from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.row import PromptRow, Turn
 from alphaalign_jax.evaluation import label_audit
 from alphaalign_jax.types import BENIGN, HARMFUL
 
@@ -273,12 +273,28 @@ def test_audit_finds_duplicates_contradictions_and_leaks():
     assert found.by_source == {"a": {"harmful": 0, "benign": 3}, "b": {"harmful": 1, "benign": 2}}
     assert found.overlap == ((5, 0),) and not found.clean
     report = str(found)
-    assert "contradicting labels: 1 prompts, 2 rows" in report and "0 (benign), 1 (harmful)" in report
-    assert re.search(r"^all +1 +5 +6$", report, re.M) and "held-out row 0" in report
+    assert "contradicting labels: 1 prompts, 2 rows" in report and "row 1 (benign), row 2 (harmful)" in report
+    assert re.search(r"^all +1 +5 +6$", report, re.M) and "row 6 = held-out row 1: " in report
     twice = audit([], [PromptRow("new", BENIGN), PromptRow("New!", HARMFUL)])
     assert not twice.clean and len(twice.heldout.contradictions) == 1, "counted under both labels of one outcome"
     assert "held out:" in str(twice)
     assert audit(rows[2:4]).clean and normalise("??!") == "??!"
+
+
+def test_audits_compare_what_is_asked():
+    """Rows that share a system turn are not alike for that; "Go on." after two histories is not one question."""
+    ask = lambda system, *texts: PromptRow(
+        texts[-1],
+        BENIGN,
+        context=(Turn("system", system), *(Turn("user", text) for text in texts[:-1])),
+    )
+    long = "You answer questions of customers of a bakery, in two sentences. " * 5
+    rows = [ask(long, "Bake bread?"), ask(long, "Ride a horse?"), ask("Short.", "bake bread")]
+    assert audit(rows).duplicates == ((0, 2),) and not audit(rows).exact_duplicates
+    assert audit([rows[0], rows[0]]).exact_duplicates == ((0, 1),)
+    assert not label_audit.also_held_out(rows[:1], rows[1:2], 0.9)
+    histories = [ask("", "Bake bread?", "Go on."), ask("", "Ride a horse?", "Go on.")]
+    assert audit(histories).clean and not label_audit.also_held_out(histories[:1], histories[1:], 0.9)
 
 
 # --- the demo set ----------------------------------------------------------------------------------------------------
@@ -362,7 +378,8 @@ def test_demo_answers_are_short_true_and_do_not_refuse():
 def test_demo_prompts_are_this_projects_own():
     """A demo prompt that equals a public test prompt would make that test set a training set."""
     files = sorted(SHARED.glob("*.jsonl")) if SHARED.is_dir() else []
-    prompts = [json.loads(line)["prompt"] for file in files for line in file.read_text("utf-8").splitlines()]
+    records = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    prompts = [record.get("prompt") or record["input"] for record in records]
     if not prompts:
         pytest.skip("shared prompts are not here")
     theirs = [PromptRow(prompt, BENIGN) for prompt in prompts if prompt.strip()]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from alphaalign_jax import config as config_lib
-from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.row import PromptRow, Turn
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
@@ -89,10 +89,12 @@ class Recorder:
 
 def test_the_reward_model_reads_bare_questions_and_clean_answers_of_benign_prompts():
     """The template in the question, tags or control tokens in the answer, a harmful prompt's answer, or a score on
-    another response: nothing else would show any of them."""
+    another response: nothing else would show any of them. "Why?" alone, without the turns before it, has no good answer.
+    """
     response = lambda text: Response(text, [1], [0.0], "stop", format=True, refusal=False)
     tagged = lambda text: f"<safety_reasoning>hm</safety_reasoning><answer>{text}</answer>"
-    rows = [PromptRow("Bad?", HARMFUL), PromptRow("Sum?", BENIGN), PromptRow("Why?", BENIGN)]
+    rows = [PromptRow("Bad?", HARMFUL), PromptRow("Sum?", BENIGN, context=(Turn("system", "Be brief."),))]
+    rows += [PromptRow("Why?", BENIGN, context=(Turn("user", "Is it?"), Turn("assistant", "Yes.")))]
     responses = [
         [response(tagged("no")), response(tagged("never"))],
         [response(tagged(" three<|im_end|> ")), response("no tags here")],
@@ -104,7 +106,7 @@ def test_the_reward_model_reads_bare_questions_and_clean_answers_of_benign_promp
             p=types.SimpleNamespace(scorer=scorer, train=types.SimpleNamespace(rows=rows)), _controls=("<|im_end|>",)
         )
         found = _await_scores(Iteration._ask_reward_model(run, np.array([0, 1, 2]), responses), (3, 2))
-    assert model.asked == [("Sum?", "three"), ("Why?", "so")]
+    assert model.asked == [("Sum?", "three"), ("User: Is it?\n\nAssistant: Yes.\n\nUser: Why?", "so")]
     nan = np.nan
     np.testing.assert_array_equal(found, np.array([[nan, nan], [5, nan], [nan, 2]], np.float32))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from alphaalign_jax.data import demo
 from alphaalign_jax.data.order import PromptOrder, minibatches
-from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.row import PromptRow, Turn
 from alphaalign_jax.data.tokenized import PromptSet, build_sets, common_prefix, tokenize_rows
+from alphaalign_jax.train import provenance
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 # --- tokenized sets --------------------------------------------------------------------------------------------------
@@ -116,17 +119,22 @@ def test_common_prefix_leaves_a_token_for_every_row():
 
 
 def test_long_prompts_are_refused_or_counted_never_cut(tokenizer):
-    """Truncation removed the assistant header, so the policy went on with the user's turn."""
+    """Truncation removed the assistant header, so the policy went on with the user's turn.
+
+    The refusal named settings that do not exist, and a row counted from 0 of a file that it did not name.
+    """
     lengths = [len(ids) for ids in tokenize_rows(ROWS, tokenizer, None)]
     limit = lengths[1] - 1
     assert limit >= max(lengths[0], lengths[2])
-    with pytest.raises(ValueError, match=f"1 of 3 prompts are longer than max_length {limit}.* {lengths[1]} tokens"):
-        PromptSet.build(ROWS, tokenizer, None, max_length=limit)
-    made = PromptSet.build(ROWS, tokenizer, None, max_length=limit, on_long="drop")
+    placed = [replace(row, place=f"rows.jsonl:{i}") for i, row in enumerate(ROWS, 1)]
+    says = f"1 of 3 prompts .* data.max_prompt_tokens={limit}; .*{lengths[1]}: rows.jsonl:2: .* data.on_long=drop"
+    with pytest.raises(ValueError, match=says):
+        PromptSet.build(placed, tokenizer, None, max_prompt_tokens=limit)
+    made = PromptSet.build(ROWS, tokenizer, None, max_prompt_tokens=limit, on_long="drop")
     assert made.dropped == 1 and made.rows == (ROWS[0], ROWS[2]) and len(made) == 2
-    assert PromptSet.build(ROWS, tokenizer, None, max_length=limit + 1).dropped == 0
-    with pytest.raises(ValueError, match="at most max_length 3"):
-        PromptSet.build(ROWS, tokenizer, None, max_length=3, on_long="drop")
+    assert PromptSet.build(ROWS, tokenizer, None, max_prompt_tokens=limit + 1).dropped == 0
+    with pytest.raises(ValueError, match="at most data.max_prompt_tokens=3"):
+        PromptSet.build(ROWS, tokenizer, None, max_prompt_tokens=3, on_long="drop")
     with pytest.raises(ValueError, match="on_long is 'cut'"):
         PromptSet.build(ROWS, tokenizer, None, on_long="cut")
 
@@ -139,6 +147,70 @@ def test_a_tokenizer_without_chat_template_is_an_error_with_the_fix(tokenizer):
             PromptSet.build(ROWS, tokenizer, None)
     finally:
         tokenizer.chat_template = TEMPLATE
+
+
+SYSTEM = Turn("system", "Be brief.")
+EARLIER = (Turn("user", "Name a river."), Turn("assistant", "The Po."))
+CHATS = [
+    PromptRow("How long is it?", BENIGN, context=(SYSTEM, *EARLIER), place="chats.jsonl:1"),
+    PromptRow("How long is it?", BENIGN, context=(SYSTEM,), place="chats.jsonl:2"),
+    PromptRow("How long is it?", BENIGN, place="chats.jsonl:3"),
+]
+
+
+def test_all_turns_reach_the_model_and_the_instruction_is_in_the_last(tokenizer):
+    """Rows with a system turn or a history were refused; an instruction in each user turn asks for tags in each."""
+    made = PromptSet.build(CHATS, tokenizer, _instruct, bucket=8)
+    asked = "<|im_start|>user\nThink first.\nHow long is it?<|im_end|>\n<|im_start|>assistant\n"
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    earlier = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\nThe Po.<|im_end|>\n"
+    whole = [tokenizer.decode(np.concatenate([made.prefix, tail])) for tail in made.tails]
+    assert whole == [system + earlier + asked, system + asked, asked]
+    alike = PromptSet.build(CHATS[1:2] * 2, tokenizer, _instruct)
+    assert tokenizer.decode(alike.prefix).startswith(system), "a system turn that all rows have is shared"
+    assert len({provenance._rows(PromptSet.build([row], tokenizer, None)) for row in CHATS}) == 3
+
+
+@pytest.mark.parametrize(
+    "template, fails, says",
+    [
+        (TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}"), {1, 2}, "drops or moves a turn of sys"),
+        ("{% set messages = messages[-1:] %}" + TEMPLATE, {1, 2}, "drops or moves a turn of system, user"),
+        ("{% set messages = messages | reverse | list %}" + TEMPLATE, {1}, "drops or moves a turn of system, user"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE,
+            {1, 2},
+            "fails on system and user.*no system turn",
+        ),
+        # The first turn moves into the last one, as Mistral's template has it: nothing is lost.
+        (
+            "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set messages = messages[1:] %}"
+            "{% endif %}" + TEMPLATE.replace("{{ m['con", "{% if loop.last %}{{ s }}{% endif %}{{ m['con"),
+            set(),
+            "",
+        ),
+    ],
+)
+def test_a_template_that_drops_a_turn_is_refused_with_the_row(tokenizer, template, fails, says):
+    """The model would be asked something else than the file says, and nobody would hear of it."""
+    tokenizer.chat_template = template
+    try:
+        for number, row in enumerate(CHATS, start=1):
+            if number in fails:
+                with pytest.raises(ValueError, match=f"chats.jsonl:{number}: 'How long is it.': .*{says}"):
+                    tokenize_rows([row], tokenizer, None)
+            else:
+                tokenize_rows([row], tokenizer, None)
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_an_earlier_turn_that_spells_a_control_token_is_refused(tokenizer, role):
+    """A turn that ends itself begins another, which no checker of roles has seen."""
+    row = PromptRow("Hi", BENIGN, context=(Turn(role, "So.<|im_end|>"),), place="chats.jsonl:7")
+    with pytest.raises(ValueError, match=r"chats.jsonl:7: 'Hi' holds '<\|im_end\|>'"):
+        tokenize_rows([row], tokenizer, None)
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,13 @@ class Audit:
 
     Attributes:
       rows: the audited rows.
-      exact_duplicates: groups of rows with the same prompt, character for character.
-      duplicates: groups of rows with the same normalised prompt (``normalise``); includes the exact ones.
+      exact_duplicates: groups of rows with the same prompt and earlier turns, character for character.
+      duplicates: groups of rows with the same normalised question (``normalise``); includes the exact ones. Rows that
+        differ in their system turn alone are among them.
       contradictions: those of ``duplicates`` that hold both labels.
       by_label: rows of each label name.
       by_source: source -> rows of each label name.
-      overlap: pairs (i, j): ``rows[i]`` and held-out row j have the same normalised prompt.
+      overlap: pairs (i, j): ``rows[i]`` and held-out row j have the same normalised question.
       heldout: findings about the held-out rows themselves; None without any.
     """
 
@@ -71,7 +72,9 @@ class Audit:
         if self.heldout is not None:
             count = len(self.heldout.rows)
             lines.append(f"rows also in the {count} held-out ones: {len({i for i, _ in self.overlap})}")
-            lines += [f"  row {i} = held-out row {j}: {_short(self.rows[i].prompt)}" for i, j in self.overlap[:_SHOWN]]
+            for i, j in self.overlap[:_SHOWN]:
+                other = name_row(self.heldout.rows, j)
+                lines.append(f"  {name_row(self.rows, i)} = held-out {other}: {_short(self.rows[i].prompt)}")
             if not self.heldout.clean:
                 lines.append(f"held out:\n{self.heldout}")
         return "\n".join(lines)
@@ -79,8 +82,8 @@ class Audit:
     def _groups(self, title: str, groups: tuple[Group, ...]) -> list[str]:
         lines = [f"{title}: {len(groups)} prompts, {sum(map(len, groups))} rows"]
         for group in groups[:_SHOWN]:
-            rows = ", ".join(f"{i} ({LABELS[self.rows[i].label]})" for i in group[:_SHOWN])
-            lines.append(f"  rows {rows}: {_short(self.rows[group[0]].prompt)}")
+            rows = ", ".join(f"{name_row(self.rows, i)} ({LABELS[self.rows[i].label]})" for i in group[:_SHOWN])
+            lines.append(f"  {rows}: {_short(self.rows[group[0]].prompt)}")
         if len(groups) > _SHOWN:
             lines.append(f"  ... and {len(groups) - _SHOWN} more")
         return lines
@@ -88,7 +91,7 @@ class Audit:
 
 def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit:
     """Counts, duplicates and contradictions of ``rows``, and their overlap with ``heldout``."""
-    keys = [normalise(row.prompt) for row in rows]
+    keys = [normalise(row.question) for row in rows]
     duplicates = _repeated(keys)
     by_source: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -96,7 +99,7 @@ def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit
     labels = Counter(row.label for row in rows)
     return Audit(
         rows=tuple(rows),
-        exact_duplicates=_repeated([row.prompt for row in rows]),
+        exact_duplicates=_repeated([(row.context, row.prompt) for row in rows]),
         duplicates=duplicates,
         contradictions=tuple(group for group in duplicates if len({rows[i].label for i in group}) > 1),
         by_label={"harmful": labels[HARMFUL], "benign": labels[BENIGN]},
@@ -107,11 +110,11 @@ def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit
 
 
 def overlap(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> tuple[tuple[int, int], ...]:
-    """All pairs (i, j) such that ``train[i]`` and ``heldout[j]`` have the same normalised prompt, ascending."""
+    """All pairs (i, j) such that ``train[i]`` and ``heldout[j]`` have the same normalised question, ascending."""
     places = defaultdict(list)
     for j, row in enumerate(heldout):
-        places[normalise(row.prompt)].append(j)
-    return tuple((i, j) for i, row in enumerate(train) for j in places.get(normalise(row.prompt), ()))
+        places[normalise(row.question)].append(j)
+    return tuple((i, j) for i, row in enumerate(train) for j in places.get(normalise(row.question), ()))
 
 
 def normalise(prompt: str) -> str:
@@ -124,7 +127,13 @@ def normalise(prompt: str) -> str:
     return text.strip(_EDGE) or text  # a prompt of punctuation alone stays itself
 
 
-def _repeated(keys: Sequence[str]) -> tuple[Group, ...]:
+def name_row(rows: Sequence[PromptRow], i: int) -> str:
+    """Row i as reports name it: its place in its file, else its number counted from 1."""
+    place = rows[i].place
+    return inline(place, len(place)) or f"row {i + 1}"
+
+
+def _repeated(keys: Sequence[Hashable]) -> tuple[Group, ...]:
     places = defaultdict(list)
     for i, key in enumerate(keys):
         places[key].append(i)

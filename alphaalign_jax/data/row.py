@@ -1,11 +1,21 @@
-"""One labelled prompt: what every source is read into and everything after reads."""
+"""One labelled prompt: every source is read into this, and everything after reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from alphaalign_jax.types import BENIGN, HARMFUL
+
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. ``role`` is one of ``ROLES``."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -13,12 +23,15 @@ class PromptRow:
     """One prompt.
 
     Attributes:
-      prompt: the bare question, without template or chat markup.
+      prompt: the bare question, without template or chat markup: the last user turn of a conversation.
       label: ``BENIGN`` (0) or ``HARMFUL`` (1).
       source: where it came from, for reports.
       category: free text such as ``harmful/theft``, for reports.
-      answer: a short reference answer for supervised warm-up; '' where there is none (always so for harmful rows of
+      answer: a short reference answer for supervised warm-up; '' if there is none (always so for harmful rows of
         the demo set).
+      context: the turns before ``prompt``, in order: possibly a system turn, which comes first, then earlier turns of
+        user and assistant. Empty for a single question.
+      place: file and line (or row) counted from 1, for messages. Not part of a row's identity.
     """
 
     prompt: str
@@ -26,17 +39,61 @@ class PromptRow:
     source: str = ""
     category: str = ""
     answer: str = ""
+    context: tuple[Turn, ...] = ()
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "source", "category", "answer"):
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         if not self.prompt.strip():
             raise ValueError(f"prompt is blank: {self.prompt!r}; expected text")
         if type(self.label) is not int or self.label not in (BENIGN, HARMFUL):
             raise ValueError(f"label is {self.label!r}; expected {BENIGN} (benign) or {HARMFUL} (harmful)")
+        for number, turn in enumerate(self.context, start=1):
+            check_turn(turn, number)
+
+    @property
+    def question(self) -> str:
+        """The question as one text, for readers that know no turns: reward models, and comparisons of prompts.
+
+        It is ``prompt``, or with earlier turns a transcript ("User: ...", "Assistant: ...", "User: ..."). A system
+        turn says how to answer, so it is left out: rows that share one are not similar for that.
+        """
+        history = [turn for turn in self.context if turn.role != "system"]
+        if not history:
+            return self.prompt
+        turns = [*history, Turn("user", self.prompt)]
+        return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
+
+    @property
+    def named(self) -> str:
+        """The row as messages name it: its place and the beginning of its prompt."""
+        return f"{self.place or self.source or 'a prompt'}: {show(self.prompt)}"
+
+    def messages(self, render: Callable[[str], str] = str) -> list[dict[str, str]]:
+        """The turns for a chat template; ``render`` makes the text of the last user turn from the prompt."""
+        turns = (*self.context, Turn("user", render(self.prompt)))
+        return [turn._asdict() for turn in turns]
+
+    def to_json(self) -> dict[str, Any]:
+        """``prompt``, and ``context`` if there is any, as output files have them."""
+        context = [turn._asdict() for turn in self.context]
+        return {"prompt": self.prompt, "context": context} if context else {"prompt": self.prompt}
 
 
-def _check_text(name: str, value: Any) -> None:
+def check_turn(turn: Turn, number: int) -> None:
+    """Raise ValueError unless turn ``number``, counted from 1, may stand at that place of a conversation."""
+    if turn.role not in ROLES:
+        raise ValueError(f"turn {number}: role is {show(turn.role)}; expected one of {', '.join(ROLES)}")
+    if turn.role == "system" and number > 1:
+        raise ValueError(f"turn {number}: a system turn after others; expected it first")
+    check_text(f"turn {number}: content", turn.content)
+    if turn.role != "system" and not turn.content.strip():
+        raise ValueError(f"turn {number}: content is blank: {turn.content!r}; expected text")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is text that a tokenizer accepts."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {show(value)}; expected text")
     try:

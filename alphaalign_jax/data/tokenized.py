@@ -1,4 +1,8 @@
-"""Prompts as token ids: the chat template applied, the shared head split off, batches padded to few distinct shapes."""
+"""Prompts as token ids: the chat template applied, the shared head split off, batches padded to few distinct shapes.
+
+A row with earlier turns keeps them: the chat template gets all turns, and ``render`` makes the text of the last user
+turn only. The shared prefix is then shorter, or empty, because it ends where the first rows differ.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alphaalign_jax.data.row import PromptRow, show
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.hf import chat
 from alphaalign_jax.hf.chat import DEFAULT, ChatSettings, control_texts
 from alphaalign_jax.shapes import fitting_slots
@@ -28,7 +32,7 @@ class PromptSet:
       tails: int32 [length of row b] each, never empty: the model needs at least one own token to run on.
       label: int32 [len(rows)].
       bucket: the narrowest padded width; wider ones are its doublings, so that a run compiles for few shapes.
-      dropped: prompts left out for being longer than ``max_length``.
+      dropped: prompts left out for having more than ``max_prompt_tokens``.
     """
 
     rows: tuple[PromptRow, ...]
@@ -46,7 +50,7 @@ class PromptSet:
         render: Render | None,
         *,
         bucket: int = 32,
-        max_length: int | None = None,
+        max_prompt_tokens: int | None = None,
         on_long: str = "error",
         prefix: Sequence[int] | np.ndarray | None = None,
         settings: ChatSettings = DEFAULT,
@@ -56,17 +60,26 @@ class PromptSet:
         Args:
           rows: at least one.
           tokenizer: a transformers tokenizer with a chat template.
-          render: question -> text of the user turn (``rewards.template.render``); None puts in the bare question.
+          render: question -> text of the last user turn (``rewards.template.render``); None puts in the bare question.
           bucket: > 0.
-          max_length: tokens of a whole prompt, prefix included; None for no limit.
+          max_prompt_tokens: of a whole prompt, prefix included; None for no limit.
           on_long: 'error' refuses a longer prompt, 'drop' leaves it out and counts it. Prompts are never cut: the
             end of the question and the assistant's header are what would go.
           prefix: the prefix to use; every prompt must begin with it and go on after it. None takes the longest
             common one.
           settings: what the chat template is rendered with.
         """
-        how = dict(bucket=bucket, max_length=max_length, on_long=on_long, prefix=prefix, settings=settings)
-        return build_sets({"prompts": rows}, tokenizer, render, **how)["prompts"]
+        sets = build_sets(
+            {"prompts": rows},
+            tokenizer,
+            render,
+            bucket=bucket,
+            max_prompt_tokens=max_prompt_tokens,
+            on_long=on_long,
+            prefix=prefix,
+            settings=settings,
+        )
+        return sets["prompts"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,6 +88,11 @@ class PromptSet:
     def longest(self) -> int:
         """Tokens of the longest prompt, prefix included."""
         return len(self.prefix) + max(map(len, self.tails))
+
+    @property
+    def longest_row(self) -> PromptRow:
+        """The row that has the longest prompt."""
+        return self.rows[max(range(len(self.rows)), key=lambda i: len(self.tails[i]))]
 
     def slots(self, indices: Sequence[int] | np.ndarray | None = None) -> int:
         """Return S of a batch of the given rows (default: all): ``bucket``, or that doubled until they fit.
@@ -137,22 +155,24 @@ def build_sets(
     render: Render | None,
     *,
     bucket: int = 32,
-    max_length: int | Mapping[str, int] | None = None,
+    max_prompt_tokens: int | Mapping[str, int] | None = None,
     on_long: str = "error",
     prefix: Sequence[int] | np.ndarray | None = None,
     settings: ChatSettings = DEFAULT,
 ) -> dict[str, PromptSet]:
     """Tokenizes several sets so that all share one prefix: its key/value cache is computed once for all of them.
 
-    ``max_length`` as a mapping limits the named sets only: a held-out set that quietly shrank would be another measure.
-    Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a prompt that
-    is too long, an empty set, or a prompt that does not begin with a given prefix.
+    ``max_prompt_tokens`` as a mapping limits the named sets only: a held-out set that quietly shrank would be another
+    measure. Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a
+    prompt that is too long, an empty set, or a prompt that does not begin with a given prefix.
     """
     if bucket < 1:
         raise ValueError(f"bucket is {bucket}; expected at least 1")
     if on_long not in ("error", "drop"):
         raise ValueError(f"on_long is {on_long!r}; expected 'error' or 'drop'")
-    limits = max_length if isinstance(max_length, Mapping) else dict.fromkeys(sets, max_length)
+    limits = max_prompt_tokens
+    if not isinstance(limits, Mapping):
+        limits = dict.fromkeys(sets, limits)
     kept = {
         name: _fitting(name, rows, tokenize_rows(rows, tokenizer, render, settings), limits.get(name), on_long)
         for name, rows in sets.items()
@@ -180,24 +200,52 @@ def build_sets(
 def tokenize_rows(
     rows: Sequence[PromptRow], tokenizer: Any, render: Render | None, settings: ChatSettings = DEFAULT
 ) -> list[list[int]]:
-    """Token ids of each row's whole prompt: one user turn, then the assistant's header.
+    """Return token ids of each row's whole prompt: its turns, then the assistant's header.
 
-    Raises ValueError for a chat template that does not do that, and for a prompt that spells a control token: the rest
-    of it would be read as somebody else's turn.
+    Raises ValueError, with the row, for a chat template that does not do that, and for a prompt that spells a control
+    token: the rest of it would be read as somebody else's turn.
     """
     chat.check(tokenizer, settings)
     chat.check_generation_prompt(tokenizer, settings)
     control = control_texts(tokenizer)
+    checked = set()  # roles of the turns of a row
+    id_lists = []
     for row in rows:
-        spelt = next((text for text in control if text in row.prompt), None)
-        if spelt is not None:
-            raise ValueError(
-                f"{row.source or 'a prompt'}: {show(row.prompt)} holds {spelt!r}, a control token of this tokenizer; "
-                "take it out, or leave the row out"
-            )
-    render = render or (lambda question: question)
-    turn = lambda row: [{"role": "user", "content": render(row.prompt)}]
-    return [chat.ids(tokenizer, turn(row), settings, generation_prompt=True) for row in rows]
+        for turn in row.messages():
+            check_no_control(turn["content"], control, row.named)
+        messages = row.messages(render or str)
+        roles = tuple(turn["role"] for turn in messages)
+        try:
+            if row.context and roles not in checked:
+                _check_turns(tokenizer, roles, settings)
+                checked.add(roles)
+            id_lists.append(chat.ids(tokenizer, messages, settings, generation_prompt=True))
+        except ValueError as error:
+            raise ValueError(f"{row.named}: {error}") from error
+    return id_lists
+
+
+def check_no_control(
+    text: str, control: Sequence[str], what: str, fix: str = "take it out, or leave the row out"
+) -> None:
+    """Raise ValueError for a text that spells one of ``control``, a tokenizer's ``control_texts``."""
+    spelt = next((token for token in control if token in text), None)
+    if spelt is not None:
+        raise ValueError(f"{what} holds {spelt!r}, a control token of this tokenizer; {fix}")
+
+
+def _check_turns(tokenizer: Any, roles: Sequence[str], settings: ChatSettings) -> None:
+    """Raise ValueError for a chat template that fails on turns of these roles, drops one, or changes their order."""
+    marks = [f"0123TURN{i}3210" for i in range(len(roles))]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks)]
+    text = chat.text(tokenizer, turns, settings, generation_prompt=True)
+    # A system turn may move: some templates write it into the last user turn.
+    places = [text.find(mark) for role, mark in zip(roles, marks) if role != "system"]
+    if not all(mark in text for mark in marks) or places != sorted(places):
+        raise ValueError(
+            f"the chat template drops or moves a turn of {', '.join(roles)}: it made {text!r:.300}; leave out what it "
+            "does not take, or use a model whose template takes it"
+        )
 
 
 def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
@@ -214,33 +262,34 @@ def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _fitting(
-    name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], max_length: int | None, on_long: str
+    name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], limit: int | None, on_long: str
 ) -> list[tuple[PromptRow, list[int]]]:
+    """The rows of at most ``limit`` tokens, with their ids. Raises ValueError for others unless they are to be dropped.
+
+    The message names the settings that these arguments come from.
+    """
     pairs = list(zip(rows, id_lists))
-    long = [] if max_length is None else [i for i, ids in enumerate(id_lists) if len(ids) > max_length]
-    if long and on_long == "error":
-        first = long[0]
+    kept = pairs if limit is None else [(row, ids) for row, ids in pairs if len(ids) <= limit]
+    if len(kept) < len(pairs) and on_long == "error":
+        row, ids = next((row, ids) for row, ids in pairs if len(ids) > limit)
         raise ValueError(
-            f"{name}: {len(long)} of {len(rows)} prompts are longer than max_length {max_length}; the "
-            f"first is row {first} with {len(id_lists[first])} tokens, {rows[first].prompt[:60]!r}; raise "
-            "max_length or set on_long='drop'"
+            f"{name}: {len(pairs) - len(kept)} of {len(pairs)} prompts have more tokens than "
+            f"data.max_prompt_tokens={limit}; the first has {len(ids)}: {row.named}; raise data.max_prompt_tokens, or "
+            "set data.on_long=drop to leave such prompts out"
         )
-    drop = set(long)
-    pairs = [pair for i, pair in enumerate(pairs) if i not in drop]
-    if not pairs:
+    if not kept:
         raise ValueError(
             f"{name}: no prompts"
-            + (f" of at most max_length {max_length} tokens" if long else "")
-            + "; expected at least one"
+            + (f" of at most data.max_prompt_tokens={limit} tokens; raise it" if pairs else "; expected at least one")
         )
-    return pairs
+    return kept
 
 
 def _check_prefix(name: str, pairs: list[tuple[PromptRow, list[int]]], head: np.ndarray) -> None:
     for row, ids in pairs:
         if len(ids) <= len(head) or not np.array_equal(ids[: len(head)], head):
             raise ValueError(
-                f"{name}: the prompt {row.prompt[:60]!r} ({len(ids)} tokens) does not begin with the "
+                f"{name}: the prompt of {row.named} ({len(ids)} tokens) does not begin with the "
                 f"given prefix of {len(head)} tokens and go on after it; build the sets together "
                 "(build_sets) or give a prefix that all share (common_prefix)"
             )

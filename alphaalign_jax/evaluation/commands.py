@@ -31,14 +31,14 @@ from alphaalign_jax.types import BENIGN
 
 
 def generate(args: Any) -> None:
-    """Writes one line a prompt: ``{prompt, samples: [...]}``."""
+    """Write one line a prompt: ``{prompt, samples: [...]}``, with ``context`` if there are earlier turns."""
     output.check(args.out, args.prompts)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     rows = _unlabelled(args.prompts)
     results = sample(args, rows, Display(), group=args.n, prefix=args.prefix)
     lines = (
-        json.dumps({"prompt": row.prompt, "samples": [r.to_json() for r in responses]}) + "\n"
+        json.dumps({**row.to_json(), "samples": [r.to_json() for r in responses]}) + "\n"
         for row, responses in zip(rows, results, strict=True)
     )
     output.write(args.out, "".join(lines))
@@ -78,7 +78,8 @@ def sample(
     if longest > policy.spec.max_positions:
         raise ValueError(
             f"the longest prompt, --prefix and --max_new_tokens need {longest} positions; "
-            f"the model has {policy.spec.max_positions}"
+            f"the model has {policy.spec.max_positions}; lower --max_new_tokens, or leave the row out: "
+            f"{prompts.longest_row.named}"
         )
     layout = Layout(build_mesh(tensor=args.tensor, devices=first_devices(args.devices)), rule_table("tensor"))
     engine = policy.engine(layout, args.dtype, InFlight.of(config.Rollout()))

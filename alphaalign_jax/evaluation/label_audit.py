@@ -55,13 +55,13 @@ def run(args: Any) -> None:
 def opposite_labels(rows: Sequence[PromptRow], cutoff: float) -> list[Pair]:
     """Pairs (harmful row, benign row) that are nearly the same, the nearest first."""
     harmful, benign = ([i for i, row in enumerate(rows) if row.label == label] for label in (HARMFUL, BENIGN))
-    pairs = near_pairs([rows[i].prompt for i in harmful], [rows[j].prompt for j in benign], cutoff)
+    pairs = near_pairs([rows[i].question for i in harmful], [rows[j].question for j in benign], cutoff)
     return [Pair(harmful[pair.i], benign[pair.j], pair.similarity) for pair in pairs]
 
 
 def also_held_out(rows: Sequence[PromptRow], heldout: Sequence[PromptRow], cutoff: float) -> list[Pair]:
     """Pairs (row, held-out row) that are nearly the same."""
-    return near_pairs([row.prompt for row in rows], [row.prompt for row in heldout], cutoff)
+    return near_pairs([row.question for row in rows], [row.question for row in heldout], cutoff)
 
 
 def disagreement(rows: Sequence[PromptRow], refusals: Sequence[Sequence[bool]]) -> list[Doubt]:

@@ -159,7 +159,7 @@ def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror
         return hf.resolve(config.model.path)
     # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed
     # or data.
-    texts = [render(row.prompt) for row in rows] + warmup_responses(rows, config, 0)
+    texts = [turn["content"] for row in rows for turn in row.messages(render)] + warmup_responses(rows, config, 0)
     build_tiny(mirror.folder / "init", texts, config.seed)
     return mirror.share("init")
 
@@ -182,7 +182,7 @@ def prepare(
         policy.tokenizer,
         render,
         bucket=d.bucket,
-        max_length={"train": d.max_prompt_tokens},
+        max_prompt_tokens={"train": d.max_prompt_tokens},
         on_long=d.on_long,
         settings=policy.chat,
     )
@@ -238,13 +238,20 @@ def load_params(prepared: Prepared) -> Params:
 
 
 def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -> None:
-    slots = max(config.rollout.max_new_tokens, config.eval.max_new_tokens)
+    slots, setting = max(
+        (config.rollout.max_new_tokens, "rollout.max_new_tokens"), (config.eval.max_new_tokens, "eval.max_new_tokens")
+    )
     for name, prompts in sets.items():
         longest = prompts.longest
         if longest + slots > spec.max_positions:
+            room = spec.max_positions - slots
+            shorter = "leave the row out"
+            if name == "train" and room > 0:  # evaluation never drops
+                shorter = f"set data.max_prompt_tokens={room} with data.on_long=drop"
             raise ValueError(
-                f"{name}: the longest prompt has {longest} tokens; with {slots} new ones that is more than the model's "
-                f"max_position_embeddings={spec.max_positions}; lower rollout.max_new_tokens or drop long prompts"
+                f"{name}: the longest prompt has {longest} tokens; with {slots} new ones ({setting}) that is more than "
+                f"the model's max_position_embeddings={spec.max_positions}; lower {setting}, or {shorter}; it is "
+                f"{prompts.longest_row.named}"
             )
 
 

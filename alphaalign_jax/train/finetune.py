@@ -54,7 +54,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     check_unused(run_dir)
     policy = Policy.open(assembly.model_path(config, rows, mirror), config.reward.format_mode, config.chat)
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
-    limit = {} if data else {"max_length": config.data.max_prompt_tokens, "on_long": config.data.on_long}
+    limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)
     if data is None and config.warmup.max_examples:
         prompts = prompts.subset(config.warmup.max_examples, config.seed)

@@ -189,7 +189,7 @@ class Iteration:
             for g, response in enumerate(responses[b]):
                 block = answer_block(response.text.encode())
                 if row.label == BENIGN and block is not None and block.strip():
-                    questions.append(row.prompt)
+                    questions.append(row.question)
                     answers.append(clean_answer(block, self._controls))
                     places.append((b, g))
         return self.p.scorer.submit(questions, answers), places

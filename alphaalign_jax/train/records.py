@@ -141,7 +141,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 def brief(row: PromptRow, response: Response) -> dict[str, Any]:
     """A prompt with its response, as ``samples.jsonl`` has it."""
     return {
-        "prompt": row.prompt,
+        **row.to_json(),
         "label": LABELS[row.label],
         "response": response.text,
         "finish": response.finish,
