@@ -54,18 +54,18 @@ def _training(commands: Any) -> None:
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
     sft.add_argument("--config", required=True)
-    sft.add_argument("--data", help="JSONL rows {prompt, response}, all of them trained on")
+    sft.add_argument("--data", help="rows {prompt, response}, or {messages}: JSONL, .csv or .parquet")
 
 
 def _using(commands: Any) -> None:
     generate = commands.add_parser("generate", help="sample responses to prompts")
-    generate.add_argument("--prompts", required=True, help="JSONL rows {prompt}")
+    generate.add_argument("--prompts", required=True, help="rows {prompt}, or {messages}: JSONL, .csv or .parquet")
     generate.add_argument("--n", type=int, default=1, help="samples a prompt")
     generate.add_argument("--prefix", default="", help="text that every response starts with (prefilling attack)")
 
     evaluate = commands.add_parser("evaluate", help="harmful answered, benign refused, format rate")
     evaluate.add_argument(
-        "--data", required=True, help="prompts with labels: JSONL rows {prompt, label}, .csv or .parquet"
+        "--data", required=True, help="rows {prompt, label}, or {messages, label}: JSONL, .csv or .parquet"
     )
 
     data = commands.add_parser("data", help="look into a set of prompts")
@@ -78,6 +78,13 @@ def _using(commands: Any) -> None:
     audit.add_argument("--n", type=int, default=8, help="responses of the model to each prompt")
     audit.add_argument("--show", type=int, default=10, help="findings of a kind that are printed; the file has all")
 
+    for command in (evaluate, audit):
+        command.add_argument(
+            "--label_map",
+            default="",
+            help="how the files spell labels: safe_unsafe, true_is_harmful, true_is_safe, or a JSON object from their "
+            "values to harmful or benign",
+        )
     for command in (generate, evaluate, audit):
         command.add_argument(
             "--model",

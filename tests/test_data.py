@@ -1,4 +1,4 @@
-"""Prompts: reading, mixing, auditing, the demo set."""
+"""Prompts: mixing, auditing, the demo set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
-from data_cases import REFUSALS
+from data_cases import REFUSALS, jsonl
 
 from alphaalign_jax.cli import main
 from alphaalign_jax.data import demo, near, recipes
@@ -22,179 +22,12 @@ from alphaalign_jax.types import BENIGN, HARMFUL
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _jsonl(tmp_path, *lines, name="rows.jsonl"):
-    path = tmp_path / name
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n", "utf-8")
-    return str(path)
-
-
-GOOD = {"prompt": "How are you?", "label": "benign"}
-
-
-def test_jsonl_rows_come_in_order_with_labels_of_any_case(tmp_path):
-    """A label read in another case, a BOM, a blank line or U+2028 inside a string shifted or lost rows."""
-    path = _jsonl(
-        tmp_path,
-        "\ufeff" + json.dumps(GOOD),
-        "",
-        {"prompt": "a\u2028b", "label": "HARMFUL", "source": "s", "category": "c", "answer": "x"},
-    )
-    with open(path, "a", encoding="utf-8") as file:
-        file.write('{"prompt": "raw\u2028separator", "label": "Benign", "answer": null}')
-    assert read(Source(path)) == [
-        PromptRow("How are you?", BENIGN, path),
-        PromptRow("a\u2028b", HARMFUL, "s", "c", "x"),
-        PromptRow("raw\u2028separator", BENIGN, path),
-    ]
-
-
-@pytest.mark.parametrize(
-    "bad, said",
-    [
-        ({"label": "benign"}, "no prompt"),
-        ({"prompt": "x"}, "no label"),
-        ({"prompt": "x", "label": "unsafe"}, "'unsafe'"),
-        ({"prompt": "x", "label": "harmful "}, "'harmful '"),
-        ({"prompt": "x", "label": 1}, "label is 1"),
-        ({"prompt": "x", "label": True}, "label is True"),
-        ({"prompt": "x", "label": None}, "label is None"),
-        ({"prompt": 7, "label": "benign"}, "prompt is 7"),
-        ({"prompt": None, "label": "benign"}, "prompt is None"),
-        ({"prompt": " \n", "label": "benign"}, "blank"),
-        ({"prompt": "x", "label": "benign", "answer": 3}, "answer is 3"),
-        ('{"prompt": "\\ud800", "label": "benign"}', "surrogate"),
-        ('{"prompt": "x", "label": "benign"', "JSON"),
-        ('{"prompt": "x", "label": "harmful", "label": "benign"}', "'label' is there twice"),
-        ("[" * 100_000, "JSON"),
-        ('["x", "benign"]', "not an object"),
-    ],
-)
-def test_a_bad_jsonl_row_is_an_error_with_file_line_value_and_expectation(tmp_path, bad, said):
-    """A row that could not be read was dropped or trained on with a default label."""
-    path = _jsonl(tmp_path, GOOD, GOOD, bad)
-    with pytest.raises(ValueError, match="expected") as error:
-        read(Source(path))
-    assert f"{path}:3" in str(error.value) and said in str(error.value)
-
-
-def test_bytes_that_are_not_utf8_and_missing_and_empty_files_are_value_errors(tmp_path):
-    """UnicodeDecodeError and FileNotFoundError reached the user without a line or a hint."""
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "caf\xe9", "label": "benign"}\n')
-    with pytest.raises(ValueError, match=r"latin\.jsonl:2.*UTF-8"):
-        read(Source(str(path)))
-    with pytest.raises(ValueError, match="cannot be opened"):
-        read(Source(str(tmp_path / "none.csv")))
-    with pytest.raises(ValueError, match="no rows"):
-        read(Source(_jsonl(tmp_path, "")))
-    with pytest.raises(ValueError, match="not a prompt source"):
-        read(Source("prompts.txt"))
-    with pytest.raises(ValueError, match="kind is 'tsv'"):
-        read(Source("prompts.txt", kind="tsv"))
-
-
-def test_csv_counts_lines_across_quoted_line_ends(tmp_path):
-    """Counting records named the wrong line after a prompt that spans two."""
-    path = tmp_path / "rows.csv"
-    path.write_text('prompt,label\n"two\nlines, one prompt",harmful\nplain,benign\n', "utf-8")
-    assert [(row.prompt, row.label) for row in read(Source(str(path)))] == [
-        ("two\nlines, one prompt", HARMFUL),
-        ("plain", BENIGN),
-    ]
-    path.write_text('prompt,label\n"two\nlines",harmful\nplain,bening\n', "utf-8")
-    with pytest.raises(ValueError, match=r"rows\.csv:4: label is 'bening'; expected"):
-        read(Source(str(path)))
-    path.write_text('prompt,label\n"two\nlines",harmfull\n', "utf-8")
-    with pytest.raises(ValueError, match=r"rows\.csv:2: "):
-        read(Source(str(path)))
-
-
-@pytest.mark.parametrize(
-    "text, said",
-    [
-        ("prompt,label\nhello, world,benign\n", "3 fields; expected 2"),
-        ("prompt,label\nhello\n", "1 fields; expected 2"),
-        ("prompt,prompt\na,b\n", "repeats a column"),
-        ('prompt,label\n"open,benign\n', "CSV"),
-    ],
-)
-def test_a_csv_row_of_the_wrong_width_is_an_error(tmp_path, text, said):
-    """An unquoted comma moved half a prompt into the label column, or was dropped silently."""
-    path = tmp_path / "rows.csv"
-    path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=said):
-        read(Source(str(path)))
-
-
-def test_parquet_rows_and_their_errors(tmp_path):
-    """Parquet nulls came through as None and reached the tokenizer."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    path = str(tmp_path / "rows.parquet")
-    parquet.write_table(pyarrow.table({"q": ["a", "b"], "label": ["benign", "harmful"]}), path)
-    assert [(row.prompt, row.label) for row in read(Source(path, prompt_key="q"))] == [("a", BENIGN), ("b", HARMFUL)]
-    parquet.write_table(pyarrow.table({"prompt": ["a", None], "label": ["benign", "harmful"]}), path)
-    with pytest.raises(ValueError, match=r"rows\.parquet: row 2: prompt is None; expected text"):
-        read(Source(path))
-    Path(path).write_bytes(b"not parquet")
-    with pytest.raises(ValueError, match="not a readable parquet"):
-        read(Source(path))
-
-
-def test_hub_data_sets_are_read_by_name_and_split(tmp_path, monkeypatch):
-    """The hub path was never run; ``datasets`` resolves org/name to a local folder, so it can be without a network."""
-    pytest.importorskip("datasets")
-    folder = tmp_path / "org" / "name"
-    folder.mkdir(parents=True)
-    _jsonl(
-        folder,
-        {"instruction": "keep", "context": "", "safe": 0},
-        {"instruction": "skip", "context": "text", "safe": 0},
-        {"instruction": "bad", "context": "", "safe": 1},
-        name="test.jsonl",
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    source = Source(
-        "org/name",
-        split="test",
-        prompt_key="instruction",
-        label_key="safe",
-        where=(("context", ""),),
-        label_map=(("0", "benign"), ("1", "harmful")),
-    )
-    assert [(row.prompt, row.label) for row in read(source)] == [("keep", BENIGN), ("bad", HARMFUL)]
-    with pytest.raises(ValueError, match=r"split 'train', could not be loaded"):
-        read(Source("org/name", split="train"))
-
-
-def test_fixed_label_label_map_and_where(tmp_path):
-    """``where`` on a missing column kept everything; a value outside the label map fell through to a default."""
-    path = _jsonl(tmp_path, {"prompt": "a", "label": "Safe"}, {"prompt": "b", "label": "unsafe"})
-    labels = (("safe", "benign"), ("unsafe", "harmful"))
-    assert [row.label for row in read(Source(path, label_map=labels))] == [BENIGN, HARMFUL]
-    assert [row.label for row in read(Source(path, label="harmful"))] == [HARMFUL, HARMFUL]
-    assert [row.prompt for row in read(Source(path, label="benign", where=(("label", "Safe"),)))] == ["a"]
-    with pytest.raises(ValueError, match=":2: label 'unsafe' is not in label_map"):
-        read(Source(path, label_map=labels[:1]))
-    with pytest.raises(ValueError, match="no column 'context'"):
-        read(Source(path, label="benign", where=(("context", ""),)))
-    with pytest.raises(ValueError, match="no rows match where"):
-        read(Source(path, label="benign", where=(("label", "x"),)))
-    with pytest.raises(ValueError, match="Source.label.*'safe'"):
-        read(Source(path, label="safe"))
-
-
 # --- recipes and audit -----------------------------------------------------------------------------------------------
 
 
 def _sources(tmp_path, ratios, sizes=(40, 30, 10)):
     paths = [
-        _jsonl(tmp_path, *({"prompt": f"{k}-{i}", "label": "benign"} for i in range(size)), name=f"{k}.jsonl")
+        jsonl(tmp_path, *({"prompt": f"{k}-{i}", "label": "benign"} for i in range(size)), name=f"{k}.jsonl")
         for k, size in enumerate(sizes)
     ]
     return [Source(path, ratio=ratio) for path, ratio in zip(paths, ratios)]
@@ -421,6 +254,7 @@ def test_a_label_is_doubted_by_what_the_model_does():
 
 
 def test_the_audit_command_names_contradictions_and_leaks(tmp_path, capsys):
+    """Rows were counted from 0 over all files, so that none could be found in its file."""
     rows = [("How do I pick a lock?", "harmful"), ("How do I pick a sock?", "benign"), ("Name a river.", "benign")]
     lines = [json.dumps({"prompt": prompt, "label": label}) + "\n" for prompt, label in rows]
     (tmp_path / "a.jsonl").write_text("".join(lines[:2]))
@@ -429,7 +263,9 @@ def test_the_audit_command_names_contradictions_and_leaks(tmp_path, capsys):
     files = [f"--data={tmp_path}/a.jsonl,{tmp_path}/b.jsonl", f"--heldout={tmp_path}/eval.jsonl"]
     assert main(["data", "audit", *files, f"--out={tmp_path}/audit.json"]) == 0
     said = capsys.readouterr().out
-    assert "opposite labels: 1 pairs" in said and "95%  row 0 (harmful)" in said and "held out: 1 pairs" in said
+    assert "opposite labels: 1 pairs" in said and f"95%  {tmp_path}/a.jsonl:1 (harmful)" in said
+    assert "held out: 1 pairs" in said and f"{tmp_path}/b.jsonl:1 = held-out {tmp_path}/eval.jsonl:1: " in said
     report = json.loads((tmp_path / "audit.json").read_text())
     assert report["opposite_labels"][0]["rows"] == [0, 1] and report["also_held_out"][0]["rows"] == [2, 0]
+    assert report["also_held_out"][0]["places"] == [f"{tmp_path}/b.jsonl:1", f"{tmp_path}/eval.jsonl:1"]
     assert main(["data", "audit", *files, "--similarity=90"]) == 2

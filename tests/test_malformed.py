@@ -130,6 +130,22 @@ def test_jsonl_rows(records):
         assert [LABELS[row.label] for row in rows] == [str(record["label"]).strip().casefold() for record in records]
 
 
+TURN = {"role": "user", "content": "How?"}
+ROLE = st.sampled_from(["system", "user", "assistant"])
+
+
+@cases(500, st.lists(changed(TURN) | ROLE.map(lambda role: {"role": role, "content": "So."}), max_size=4) | JSON)
+def test_conversations(turns):
+    """What is asked is the last turn of the user, after all turns before it, or nothing is."""
+    path = file("turns.jsonl", (json.dumps({"messages": turns, "label": "benign"}) + "\n").encode())
+    rows = refused(read, Source(path=str(path)))
+    if rows is not None:
+        [row] = rows
+        answered = turns[-1]["role"] == "assistant"
+        assert row.messages() == [{"role": t["role"], "content": t["content"]} for t in turns[: len(turns) - answered]]
+        assert row.answer == (turns[-1]["content"] if answered else "")
+
+
 @cases(800, broken(json.dumps(ROW).encode() + b"\n" + json.dumps(ROW).encode() + b"\n"))
 def test_jsonl_bytes(content):
     for row in refused(read, Source(path=str(file("bytes.jsonl", content)))) or []:

@@ -59,7 +59,7 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
     return Source(**harmful), dolly, xstest
 
 
-def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
+def mix(sources: Sequence[Source], seed: int, *, answers: bool = True) -> list[PromptRow]:
     """Rows of several sources in the shares their ratios ask for.
 
     With n_i the rows of source i and r_i its ratio, the mix is the largest one in which no row is used twice:
@@ -73,6 +73,7 @@ def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
     Args:
       sources: at least one.
       seed: >= 0; the mix is a pure function of the sources' rows and the seed.
+      answers: whether reference answers are read.
 
     Raises:
       ValueError: ratios that are negative, do not sum to 1, or are 0 for only some of the sources; a ratio so small
@@ -82,9 +83,9 @@ def mix(sources: Sequence[Source], seed: int) -> list[PromptRow]:
         raise ValueError("no sources to mix; expected at least one")
     ratios = [float(source.ratio) for source in sources]
     if not any(ratios):
-        return [row for source in sources for row in read(source)]
+        return [row for source in sources for row in read(source, answers=answers)]
     _check_ratios(sources, ratios)
-    pools = [read(source) for source in sources]
+    pools = [read(source, answers=answers) for source in sources]
     total = min(len(pool) / ratio for pool, ratio in zip(pools, ratios))
     rng = np.random.default_rng([seed, len(sources)])
     mixed: list[PromptRow] = []

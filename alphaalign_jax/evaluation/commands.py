@@ -13,6 +13,7 @@ import jax
 from alphaalign_jax import config, hf, output
 from alphaalign_jax.config.chat import ChatSettings
 from alphaalign_jax.data.audit import audit
+from alphaalign_jax.data.labels import map_of_text
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
@@ -27,7 +28,6 @@ from alphaalign_jax.rewards.oracle import answer_block, refusal_oracle
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import InFlight
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.types import BENIGN
 
 
 def generate(args: Any) -> None:
@@ -47,7 +47,8 @@ def generate(args: Any) -> None:
 def evaluate(args: Any) -> None:
     """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
     output.check(args.out, args.data)
-    rows, display = read(Source(path=args.data)), Display()
+    rows = read(Source(path=args.data, label_map=map_of_text(args.label_map)), answers=False)
+    display = Display()
     findings = audit(rows)
     if not findings.clean:
         display.say(str(findings))
@@ -125,6 +126,5 @@ def judged_whole(response: Response) -> Response:
 
 
 def _unlabelled(path: str) -> list[PromptRow]:
-    """Rows ``{prompt}``; a label that is there is not needed, so it is not read."""
-    source = Source(path=path, label="benign")
-    return [dataclasses.replace(row, label=BENIGN) for row in read(source)]
+    """Rows ``{prompt}``; labels and answers are not needed, so they are not read."""
+    return read(Source(path=path, label="benign"), answers=False)

@@ -10,7 +10,8 @@ from typing import Any
 import rich.table
 
 from alphaalign_jax import output
-from alphaalign_jax.data.audit import Audit, audit
+from alphaalign_jax.data.audit import Audit, audit, name_row
+from alphaalign_jax.data.labels import map_of_text
 from alphaalign_jax.data.near import Pair, near_pairs
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow, show
@@ -36,8 +37,8 @@ def run(args: Any) -> None:
     if args.model and args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
     display = Display()
-    rows = [row for path in args.data.split(",") for row in read(Source(path=path))]
-    heldout = [row for path in args.heldout.split(",") if path for row in read(Source(path=path))]
+    rows = _read(args.data, args.label_map)
+    heldout = _read(args.heldout, args.label_map)
     findings = audit(rows, heldout)
     contradictions, leaks = opposite_labels(rows, args.similarity), also_held_out(rows, heldout, args.similarity)
     doubts = []
@@ -50,6 +51,12 @@ def run(args: Any) -> None:
     if doubts:
         display.say(_doubts_table(doubts, rows, args))
     display.say(f"all of it: {args.out}")
+
+
+def _read(paths: str, label_map: str) -> list[PromptRow]:
+    """Rows of all files of a comma-separated list."""
+    sources = [Source(path=path, label_map=map_of_text(label_map)) for path in paths.split(",") if path]
+    return [row for source in sources for row in read(source, answers=False)]
 
 
 def opposite_labels(rows: Sequence[PromptRow], cutoff: float) -> list[Pair]:
@@ -81,19 +88,19 @@ def _say_pairs(
     display.say(f"{title}: {len(pairs)} pairs")
     for pair in pairs[:n]:
         a, b = rows[pair.i], others[pair.j]
-        display.say(f"  {pair.similarity:.0%}  row {pair.i} ({LABELS[a.label]}): {show(a.prompt)}")
-        display.say(f"        row {pair.j} ({LABELS[b.label]}): {show(b.prompt)}")
+        display.say(f"  {pair.similarity:.0%}  {name_row(rows, pair.i)} ({LABELS[a.label]}): {show(a.prompt)}")
+        display.say(f"        {name_row(others, pair.j)} ({LABELS[b.label]}): {show(b.prompt)}")
 
 
 def _doubts_table(doubts: Sequence[Doubt], rows: Sequence[PromptRow], args: Any) -> rich.table.Table:
     table = rich.table.Table(
         title=f"labels that the model follows least, {args.n} responses each", title_justify="left", box=None
     )
-    for name, justify in (("against", "right"), ("row", "right"), ("label", "left"), ("prompt", "left")):
+    for name, justify in (("against", "right"), ("row", "left"), ("label", "left"), ("prompt", "left")):
         table.add_column(name, justify=justify)
     for doubt in doubts[: args.show]:
         row = rows[doubt.row]
-        cells = f"{doubt.disagreement:.0%}", str(doubt.row), LABELS[row.label], show(row.prompt)
+        cells = f"{doubt.disagreement:.0%}", name_row(rows, doubt.row), LABELS[row.label], show(row.prompt)
         table.add_row(*map(cell, cells))
     return table
 
@@ -109,8 +116,8 @@ def _report(
 ) -> dict[str, Any]:
     def pair(one: Pair, others: Sequence[PromptRow]) -> dict[str, Any]:
         a, b = rows[one.i], others[one.j]
-        texts = {"prompts": [a.prompt, b.prompt], "labels": [LABELS[a.label], LABELS[b.label]]}
-        return {"rows": [one.i, one.j], "similarity": one.similarity, **texts}
+        texts = {"prompts": [a.question, b.question], "labels": [LABELS[a.label], LABELS[b.label]]}
+        return {"rows": [one.i, one.j], "places": [a.place, b.place], "similarity": one.similarity, **texts}
 
     return {
         "data": args.data,
@@ -121,7 +128,12 @@ def _report(
         "opposite_labels": [pair(one, rows) for one in contradictions],
         "also_held_out": [pair(one, heldout) for one in leaks],
         "disagreement": [
-            {**dataclasses.asdict(doubt), "label": LABELS[rows[doubt.row].label], "prompt": rows[doubt.row].prompt}
+            {
+                **dataclasses.asdict(doubt),
+                "place": rows[doubt.row].place,
+                "label": LABELS[rows[doubt.row].label],
+                **rows[doubt.row].to_json(),
+            }
             for doubt in doubts
         ],
     }

@@ -79,14 +79,16 @@ def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tupl
 
 
 def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
-    """Training and held-out rows, audited together."""
+    """Training and held-out rows, audited together. Answers are read only if something is made of them."""
     sources, ratios = [as_source(entry) for entry in config.data.train], config.data.ratios
     if ratios:
         if len(ratios) != len(sources):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
-    train = turn_labels(mix(sources, config.seed), config.data.label_noise, config.seed)
-    heldout = [row for entry in config.data.heldout for row in mix([as_source(entry)], config.seed)]
+    answers = config.warmup.epochs > 0 or config.model.path == BUILTIN_TINY
+    train = turn_labels(mix(sources, config.seed, answers=answers), config.data.label_noise, config.seed)
+    heldout_sources = [as_source(entry) for entry in config.data.heldout]
+    heldout = [row for source in heldout_sources for row in mix([source], config.seed, answers=False)]
     return train, heldout, audit(train, heldout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,10 +48,8 @@ def _lasting(then: dict[str, Any], now: Config) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back: tuples become lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    """Return a value as JSON gives it back: tuples become lists, and keys text (a label_map may have numbers)."""
+    return json.loads(json.dumps(value))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str], prefix: str = "") -> list[str]:
