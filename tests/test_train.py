@@ -276,6 +276,31 @@ def test_run_folder_and_export_give_transformers_greedy_text(work, finished):
         assert record["samples"][0]["token_ids"] == wanted
 
 
+def test_generate_answers_the_last_turn_of_a_conversation(work, finished):
+    """A history that is left out, or an instruction that stands in all user turns, asks for another answer."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alphaalign_jax.rewards.template import render
+
+    context = [("system", "Be brief."), ("user", "Where is Paris?"), ("assistant", "In France.")]
+    context = [{"role": role, "content": text} for role, text in context]
+    last = {"role": "user", "content": "How do I bake bread?"}
+    (work / "chat.jsonl").write_text(json.dumps({"messages": [*context, last]}) + "\n")
+    export, out = finished / "export", work / "chat-out.jsonl"
+    arguments = [f"--model={export}", f"--prompts={work / 'chat.jsonl'}", f"--out={out}"]
+    assert main(["generate", *arguments, "--max_new_tokens=12", "--devices=1"]) == 0
+    [record] = lines(out)
+    assert record["prompt"] == last["content"] and record["context"] == context
+    turns = [*context, {"role": "user", "content": render(last["content"])}]
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        wanted = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert record["samples"][0]["token_ids"] == wanted
+    assert main(["generate", *arguments, "--prefix=So.<|im_end|>"]) == 2, "a prefix that ends the turn"
+
+
 def test_generate_samples_and_prefix(work, finished):
     """Every sample has the promised fields; a forced prefix starts each one and has no log-probs."""
     records = generate(
@@ -307,8 +332,14 @@ def test_converting_a_run_gives_its_export(work, finished):
 
 
 def test_sft_learns_given_responses(work, capsys):
-    """Supervised training on pairs, as baselines will use it: the loss falls and the model is exported."""
-    pairs = [{"prompt": row["prompt"], "response": f"About {row['prompt'].lower()}"} for row in PROMPTS] * 2
+    """Supervised training on pairs, as baselines will use it: the loss falls and the model is exported.
+
+    Control tokens in a response were trained on: the model would have learned to write the user's next turn.
+    """
+    pairs = [{"prompt": row["prompt"], "response": f"About {row['prompt'].lower()}"} for row in PROMPTS]
+    for pair in pairs[:]:
+        texts = (("system", "Be brief."), ("user", pair["prompt"]), ("assistant", pair["response"]))
+        pairs.append({"messages": [{"role": role, "content": text} for role, text in texts]})
     (work / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     settings = [
         "--config.warmup.epochs=12",
@@ -324,6 +355,11 @@ def test_sft_learns_given_responses(work, capsys):
     (work / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'bad.jsonl'}", *settings]) == 2
     assert "bad.jsonl:2" in capsys.readouterr().err
+    ended = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b<|im_end|>\n<|im_start|>user\n"}]
+    (work / "ended.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in ended))
+    settings[-1] += "-ended"
+    assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'ended.jsonl'}", *settings]) == 2
+    assert "ended.jsonl:2: 'a': its response holds '<|im_end|>', a control" in capsys.readouterr().err
     (work / "long.jsonl").write_text(json.dumps({"prompt": "a", "response": "b " * 2000}) + "\n")
     settings[-1] += "-long"
     assert main(["sft", f"--config={ROOT}/configs/tiny.py", f"--data={work / 'long.jsonl'}", *settings]) == 2

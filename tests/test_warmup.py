@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
-from data_cases import REFUSALS
+from data_cases import REFUSALS, jsonl
+from run_cases import ROOT
 
+from alphaalign_jax import config as config_lib
 from alphaalign_jax.data import demo, warmup
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.train import assembly
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 STRICT = re.compile(r"\s*<safety_reasoning>(.+?)</safety_reasoning>\s*<answer>(.+?)</answer>\s*", re.DOTALL)
@@ -70,3 +74,18 @@ def test_warmup_replaces_answers_that_would_break_the_format_or_refuse():
     texts = [text for _, text in warmup.warmup_examples(rows, 0, 0.0, lambda answer: bool(REFUSALS.search(answer)))]
     answers = [STRICT.fullmatch(text).group(2) for text in texts]
     assert answers[0] in warmup.GENERAL_ANSWERS and answers[1] in warmup.GENERAL_ANSWERS and answers[2] == "fine"
+
+
+def test_an_answer_that_spells_a_control_token_is_refused(tmp_path):
+    """The warm-up would have taught to end the turn and write the user's next one; of a prompt it was refused.
+
+    Where nothing is learned from answers, what one holds does not matter.
+    """
+    rows = [{"prompt": "How do I bake?", "label": label} for label in ("benign", "harmful")]
+    good = jsonl(tmp_path, *rows, name="good.jsonl")
+    bad = jsonl(tmp_path, rows[0], rows[1] | {"answer": "Mix flour.<|im_end|>"}, name="bad.jsonl")
+    settings = [("data.train", bad), ("data.heldout", good), ("mesh.devices", "1"), ("out", str(tmp_path / "run"))]
+    config = config_lib.load(str(ROOT / "configs/tiny.py"), settings)
+    with pytest.raises(ValueError, match=r"bad.jsonl:2: .*its response holds '<\|im_end\|>', a control token"):
+        assembly.prepare(config)
+    assembly.prepare(dataclasses.replace(config, warmup=dataclasses.replace(config.warmup, epochs=0.0)))

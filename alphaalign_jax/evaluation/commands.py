@@ -16,11 +16,12 @@ from alphaalign_jax.data.audit import audit
 from alphaalign_jax.data.labels import map_of_text
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
-from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.data.tokenized import PromptSet, check_no_control
 from alphaalign_jax.display import Display
 from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.respond import Response, respond
+from alphaalign_jax.hf.chat import control_texts
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, first_devices, rule_table
@@ -74,6 +75,7 @@ def sample(
     policy = Policy.open(args.model, args.format_mode, chat_settings(args))
     sampling = policy.sampling(args.temperature, args.top_k, args.top_p)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None, settings=policy.chat)
+    check_no_control(prefix, control_texts(policy.tokenizer), f"--prefix={prefix!r:.200}", "take it out")
     forced = policy.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     longest = prompts.longest + len(forced) + args.max_new_tokens
     if longest > policy.spec.max_positions:

@@ -32,7 +32,6 @@ from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses
 
 BUILTIN_TINY = "builtin:tiny"
-_LONGEST_TRIED = 16  # by characters, of which one is about the longest in tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Prepared:
     heldout: PromptSet
     audit: Audit
     memory: memory.Estimate
+    warmup_slots: int  # tokens of the format warm-up's longest response; 0 without one
     scorer: AsyncScorer | None
 
 
@@ -134,21 +134,21 @@ def warmup_responses(
     return [text for _, text in warmup_examples(rows, (config.seed, draw), rate, is_refusal)]
 
 
-def warmup_source(prompts: PromptSet, config: Config) -> tuple[Responses, list[str]]:
-    """What ``Supervised.train`` learns in the format warm-up, and the longest response that each prompt may get."""
+def warmup_prompts(train: PromptSet, config: Config) -> PromptSet:
+    """The training prompts that the format warm-up learns from."""
+    count = config.warmup.max_examples
+    return train.subset(count, config.seed) if count else train
+
+
+def warmup_source(prompts: PromptSet, config: Config) -> Responses:
+    """The responses that ``Supervised.train`` learns in the format warm-up."""
+    return lambda index, step: warmup_responses([prompts.rows[i] for i in index], config, step)
+
+
+def check_warmup(prompts: PromptSet, config: Config, policy: Policy) -> int:
+    """Return the tokens of the format warm-up's longest response. Raise ValueError for one that cannot be trained on."""
     answered, refused = (warmup_responses(prompts.rows, config, 0, refusal_rate=rate) for rate in (0.0, 1.0))
-    return (
-        lambda index, step: warmup_responses([prompts.rows[i] for i in index], config, step),
-        [max(pair, key=len) for pair in zip(answered, refused, strict=True)],
-    )
-
-
-def warmup_slots(prompts: PromptSet, config: Config, policy: Policy) -> int:
-    """Return the tokens of about the longest response of the format warm-up; 0 if there is none."""
-    if not config.warmup.epochs:
-        return 0
-    longest = sorted(warmup_source(prompts, config)[1], key=len)[-_LONGEST_TRIED:]
-    return max(map(len, sft.encode_responses(longest, policy.tokenizer, policy.end_id)))
+    return sft.check_responses(prompts, list(zip(answered, refused)), policy.tokenizer, policy.spec.max_positions)
 
 
 def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror) -> pathlib.Path:
@@ -188,13 +188,16 @@ def prepare(
         on_long=d.on_long,
         settings=policy.chat,
     )
+    warmup_slots = 0
+    if config.warmup.epochs:
+        warmup_slots = check_warmup(warmup_prompts(sets["train"], config), config, policy)
     actor = actor_network(config, policy.spec)
     _check_length(config, policy.spec, sets)
     _check_slices(config, sets["train"], train_layout)
     critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
     sampled = rollout_network(config, policy.spec)
     engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
-    sizes = memory.Sizes.of(config, sets["train"], warmup_slots(sets["train"], config, policy))
+    sizes = memory.Sizes.of(config, sets["train"], warmup_slots)
     reward = reward_classifier(config)
     scored_by = hf.load_spec(reward) if reward else None
     made = lambda changed: memory.estimate(
@@ -217,6 +220,7 @@ def prepare(
         heldout=sets["heldout"],
         audit=report,
         memory=expected,
+        warmup_slots=warmup_slots,
         scorer=build_scorer(config),
     )
 

@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from typing import Any
 
 from etils import epath
 
 from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
+from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
@@ -19,17 +19,15 @@ from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.models import Network
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.text import json_of
 from alphaalign_jax.train import assembly, following, memory
 from alphaalign_jax.train.records import Records, check_unused
-from alphaalign_jax.train.sft import Supervised
-from alphaalign_jax.types import BENIGN
+from alphaalign_jax.train.sft import Supervised, check_responses
 
 
 def run(config: Config, *, data: str | None = None, display: Display | None = None) -> pathlib.Path:
     """Trains for ``warmup.epochs`` and exports; returns the exported directory.
 
-    ``data``: JSONL rows ``{prompt, response}``, all of which are trained on (``warmup.max_examples`` and
+    ``data``: a file that ``read_pairs`` reads, all of which is trained on (``warmup.max_examples`` and
     ``data.max_prompt_tokens`` choose among prompts of the warm-up); None is the format warm-up on ``data.train``.
     """
     if not config.warmup.epochs:
@@ -56,16 +54,17 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)
-    if data is None and config.warmup.max_examples:
-        prompts = prompts.subset(config.warmup.max_examples, config.seed)
+    if data is None:
+        prompts = assembly.warmup_prompts(prompts, config)
     display.say(f"{len(prompts)} examples ({prompts.dropped} prompts dropped for length)")
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
     trainer = Supervised(config, network, layout, len(prompts))
     if texts is None:
-        responses, longest = assembly.warmup_source(prompts, config)
+        responses = assembly.warmup_source(prompts, config)
+        longest_response = assembly.check_warmup(prompts, config, policy)
     else:
-        responses, longest = lambda index, _: [texts[i] for i in index], texts
-    longest_response = trainer.check_length(prompts, longest, policy.tokenizer)
+        responses = lambda index, _: [texts[i] for i in index]
+        longest_response = check_responses(prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions)
     sizes = memory.Sizes.of(config, prompts, longest_response)
     made = lambda changed: memory.supervised(
         changed, dataclasses.replace(network, remat=changed.model.remat), layout, sizes
@@ -89,24 +88,17 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
 
 
 def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
-    """Prompts and responses of a JSONL file; ValueError with file and line for a row that is not a pair of texts."""
-    rows, texts = [], []
-    with buckets.open_file(path, "rb") as file:
-        lines = file.read().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json_of(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
+    """Prompts and responses of a file: rows ``{prompt, response}``, or conversations that end with the response.
+
+    A file is JSONL unless its name ends in .csv or .parquet. Raises ValueError, with file and line, for a row that is
+    no pair of texts.
+    """
+    kind = "" if pathlib.PurePath(path).suffix.lower() in (".csv", ".parquet") else "jsonl"
+    rows = read(Source(path=path, kind=kind, label="benign", answer_key="response"))
+    for row in rows:
+        if not row.answer.strip():
             raise ValueError(
-                f"{path}:{number}: not UTF-8 JSON ({error}); expected {{'prompt': ..., 'response': ...}}"
-            ) from None
-        values = [record.get(key) for key in ("prompt", "response")] if isinstance(record, dict) else [None]
-        if not all(isinstance(value, str) and value.strip() for value in values):
-            raise ValueError(f"{path}:{number}: {line[:80]!r}: expected a row with texts 'prompt' and 'response'")
-        rows.append(PromptRow(prompt=values[0], label=BENIGN, source=path.rpartition("/")[2]))
-        texts.append(values[1])
-    if not rows:
-        raise ValueError(f"{path}: no rows; expected JSONL rows {{'prompt': ..., 'response': ...}}")
-    return rows, texts
+                f"{row.named}: no response; expected a row with texts 'prompt' and 'response', or with 'messages' that "
+                "end with the assistant's"
+            )
+    return rows, [row.answer for row in rows]

@@ -197,11 +197,10 @@ class Run:
 
     def _warm_up(self, params: Params) -> Params:
         """The format warm-up on the training prompts."""
-        p, count = self.p, self.config.warmup.max_examples
-        rows = p.train.subset(count, self.config.seed) if count else p.train
-        responses, longest = assembly.warmup_source(rows, self.config)
+        p = self.p
+        rows = assembly.warmup_prompts(p.train, self.config)
         trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
-        longest_response = trainer.check_length(rows, longest, p.policy.tokenizer)
+        responses = assembly.warmup_source(rows, self.config)
         with self.display.bar("warm-up", trainer.steps) as advance:
             followed = following.supervised("warmup", self.config.guards, self.records, self.display, advance)
 
@@ -210,7 +209,7 @@ class Run:
                 self.notice.check("in its warm-up, of which nothing is kept")
 
             about = (params, rows, responses, p.policy.tokenizer, p.policy.end_id)
-            return trainer.train(*about, longest=longest_response, on_step=on_step)
+            return trainer.train(*about, longest=p.warmup_slots, on_step=on_step)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ import numpy as np
 from alphaalign_jax import config
 from alphaalign_jax.algorithms.losses import Denominator
 from alphaalign_jax.data.order import PromptOrder
-from alphaalign_jax.data.row import show
-from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.data.tokenized import PromptSet, check_no_control
+from alphaalign_jax.hf.chat import control_texts
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
@@ -79,7 +79,7 @@ class Supervised:
     ) -> Params:
         """Return trained weights; ``params`` is donated.
 
-        ``longest``: tokens of the longest response, from ``check_length``. ``on_step`` is called with (step, metrics).
+        ``longest``: tokens of the longest response, from ``check_responses``. ``on_step`` is called with (step, metrics).
         """
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
@@ -90,8 +90,7 @@ class Supervised:
             began = time.perf_counter()
             index = order.indices(step)
             encoded = encode_responses(responses(index, step), tokenizer, stop_id)
-            length = max(map(len, encoded))
-            slots = fitting_slots(length, self.bucket, max(length, longest))
+            slots = fitting_slots(max(map(len, encoded)), self.bucket, longest)
             batch = supervised_batch(prompts, encoded, index, slots, self.layout)
             # Counted here: on CPU, a sum over the devices that nothing else waits for may run beside others until all
             # threads wait for each other.
@@ -103,21 +102,31 @@ class Supervised:
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
 
-    def check_length(self, prompts: PromptSet, responses: Sequence[str], tokenizer: Any) -> int:
-        """Return the tokens of the longest response.
 
-        Raise ValueError if a prompt with its response is longer than the model's positions.
-        """
-        encoded = encode_responses(responses, tokenizer, 0)
-        pairs = zip(prompts.tails, encoded, strict=True)
-        length = np.array([len(prompts.prefix) + len(tail) + len(ids) for tail, ids in pairs])
-        longest, positions = int(length.argmax()), self.network.spec.max_positions
-        if length[longest] > positions:
+def check_responses(
+    prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int
+) -> int:
+    """Return the tokens of the longest response.
+
+    Raise ValueError for one that spells a control token or is too long for the model with its prompt.
+
+    Args:
+      possible: for each prompt, all responses that it may be given.
+      max_positions: of the model.
+    """
+    control, longest = control_texts(tokenizer), 0
+    for row, tail, texts in zip(prompts.rows, prompts.tails, possible, strict=True):
+        for text in texts:
+            check_no_control(text, control, f"{row.named}: its response")
+        response = max(map(len, encode_responses(texts, tokenizer, 0)))
+        longest = max(longest, response)
+        length = len(prompts.prefix) + len(tail) + response
+        if length > max_positions:
             raise ValueError(
-                f"{show(prompts.rows[longest].prompt)}: prompt and response have {length[longest]} tokens, more than "
-                f"the model's max_position_embeddings={positions}; shorten the response, or leave it out"
+                f"{row.named}: prompt and response have {length} tokens, more than the model's "
+                f"max_position_embeddings={max_positions}; shorten the response, or leave the row out"
             )
-        return max(map(len, encoded))
+    return longest
 
 
 def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list[list[int]]:
