@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from algorithm_cases import B, G, T, close, make_case, rows
 
+from alphaalign_jax.algorithms import kl as kl_
 from alphaalign_jax.algorithms import losses
 
 # Jitted once here: op-by-op dispatch would compile every primitive at every shape.
@@ -225,6 +226,34 @@ def test_extreme_log_ratios_stay_finite():
         (loss, metrics), grad = jax.value_and_grad(fn, has_aux=True)(logp)
         assert all(np.isfinite(x).all() for x in (loss, grad, *metrics.values()))
     close(loss, (math.exp(20) + 0.8) / 2)
+
+
+@pytest.mark.parametrize(
+    ("logp", "ref", "pull"),
+    [
+        (-1.0, -1.5, 1 - math.exp(-0.5)),  # near the reference: k3's own gradient
+        (-3.5, -1.0, 1 - math.exp(2.5)),
+        (-0.01, -11.1, 1.0),  # k3 is above 10
+        (-0.01, -30.0, 1.0),  # the log-ratio is beyond 20 too
+        (-11.1, -0.01, 1 - math.exp(kl_.K3_LINE_FROM)),  # without bounds 65,000
+        (-90.0, -0.01, 1 - math.exp(kl_.K3_LINE_FROM)),
+    ],
+)
+def test_the_k3_loss_pulls_on_every_token(logp: float, ref: float, pull: float):
+    """A bound that is differentiated has no gradient: the tokens that drifted furthest are not pulled back."""
+    logp, ref, mask = jnp.full((1, 1), logp), jnp.full((1, 1), ref), jnp.ones((1, 1), bool)
+    value, gradient = jax.value_and_grad(lambda x: kl_loss(x, ref, mask, kind="k3", coef=1.0))(logp)
+    close(value, kl_.kl_penalty(logp, ref, kind="k3")[0, 0])
+    close(gradient, [[pull]])
+    close(kl_.kl_penalty(-kl_.K3_LINE_FROM, 0.0, kind="k3"), kl_.MAX_K3)  # no jump in the gradient
+
+
+def test_a_ratio_that_is_held_still_has_a_gradient():
+    """Held below exp(20) by a clip, the token whose probability grew most is the one that is not pushed down."""
+    old, advantage, mask = jnp.full((1, 1), -25.0), -jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    fn = lambda x: policy_loss(x, old, advantage, mask, dual_clip=None)[0]
+    value, gradient = jax.value_and_grad(fn)(jnp.zeros((1, 1)))
+    np.testing.assert_allclose([value, gradient[0, 0]], [math.exp(20)] * 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ nowhere, so ``losses.kl_loss`` takes k2 or k3 only.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -25,12 +27,16 @@ KL_CONTROLLERS = ("fixed", "adaptive")
 # exp(20) is 5e8: far outside any trust region, far inside float32. verl uses the same bounds.
 MAX_LOG_RATIO = 20.0
 MAX_K3 = 10.0
+# ref_logp - logp at which k3 is MAX_K3. From there on its gradient as a loss stays as it is.
+K3_LINE_FROM = 2.6108686
 # The largest relative error one update of the adaptive controller answers to (Ziegler et al. 2019).
 MAX_PROPORTIONAL_ERROR = 0.2
 
 
 def kl_penalty(logp: Array, ref_logp: Array, *, kind: str) -> jax.Array:
-    """Per-token KL estimate.
+    """Per-token KL estimate: for logs, for the reward and for the adaptive controller.
+
+    The bounds of k3 have no gradient, so a loss takes ``kl_loss_term``.
 
     Args:
         logp: float [..., T], log-prob of the sampled token under the policy, in nats.
@@ -54,6 +60,40 @@ def kl_penalty(logp: Array, ref_logp: Array, *, kind: str) -> jax.Array:
     reverse = jnp.clip(-log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps the digits that exp(x) - 1 loses at the small ratios where training lives.
     return jnp.minimum(jnp.expm1(reverse) - reverse, MAX_K3)
+
+
+def kl_loss_term(logp: Array, ref_logp: Array, *, kind: str) -> jax.Array:
+    """Return the per-token KL term of a loss: the value of ``kl_penalty``, with a gradient that pulls on every token.
+
+    verl differentiates its bounded k3: at the bound the gradient is 0, so the tokens that drifted furthest are not
+    pulled back. TRL does not bound k3: a token that the policy has all but given up pulls with exp(11) = 60,000. Here
+    the bounds hold for the value only. The gradient is that of k3 up to the point where k3 reaches 10, and stays as it
+    is there, as if k3 went on as a straight line. With u = ref_logp - logp:
+
+        u <= 2.61    d/dlogp = 1 - exp(u)    from +1, where the policy left the reference far behind, to -12.6
+        u >  2.61    d/dlogp = -12.6
+
+    k2 has no bounds; it pulls with -u.
+
+    Args:
+        logp, ref_logp: float [..., T], nats, as in ``kl_penalty``.
+        kind: "k2" or "k3".
+
+    Returns:
+        float32 [..., T], nats.
+
+    Raises:
+        ValueError: k1, whose gradient has mean zero; an unknown kind; shapes that differ.
+    """
+    if kind == "k1":
+        raise ValueError("k1 as a loss has a gradient of mean zero; use 'k2' or 'k3', or put k1 in the reward")
+    if kind != "k3":
+        return kl_penalty(logp, ref_logp, kind=kind)
+    require_same_shape(logp=logp, ref_logp=ref_logp)
+    u = jnp.asarray(ref_logp, jnp.float32) - jnp.asarray(logp, jnp.float32)
+    curved = jnp.minimum(u, K3_LINE_FROM)
+    unbounded = jnp.expm1(curved) - curved + math.expm1(K3_LINE_FROM) * (u - curved)
+    return unbounded + jax.lax.stop_gradient(kl_penalty(logp, ref_logp, kind="k3") - unbounded)
 
 
 def update_kl_coef(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alphaalign_jax.algorithms.kl import MAX_LOG_RATIO, kl_penalty
+from alphaalign_jax.algorithms.kl import MAX_LOG_RATIO, kl_loss_term
 from alphaalign_jax.ops import masked_mean, masked_sum, require_same_shape, safe_divide
 from alphaalign_jax.types import Array
 
@@ -84,6 +84,9 @@ def aggregate(
 def log_ratio(logp: Array, old_logp: Array, sampled: Array, *, level: str = "token") -> jax.Array:
     """Log importance ratio of each sampled token, within +-20, 0 where not sampled.
 
+    Only the value is held within +-20, so that its exponential is finite. The gradient passes: without a dual clip, a
+    token of negative advantage whose probability has grown by more than exp(20) is still pushed down.
+
     ``token``: ``logp - old_logp`` (PPO). ``sequence``: the row's mean of it, in every slot, with the gradient of that
     slot's own log-prob (GSPO-token, Zheng et al. 2025, arXiv 2507.18071, eq. 14).
 
@@ -104,7 +107,8 @@ def log_ratio(logp: Array, old_logp: Array, sampled: Array, *, level: str = "tok
     if level == "sequence":
         row_mean = jax.lax.stop_gradient(masked_mean(difference, sampled, axis=-1))[..., None]
         difference = jnp.where(sampled, row_mean + (logp - jax.lax.stop_gradient(logp)), 0.0)
-    return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    held = jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return difference + jax.lax.stop_gradient(held - difference)
 
 
 def sampler_weight(
@@ -279,7 +283,7 @@ def kl_loss(
     mode: str = "token-mean",
     horizon: int | None = None,
 ) -> jax.Array:
-    """``coef * aggregate(kl_penalty(logp, ref_logp))``, a term to add to the policy loss; the reference is fixed.
+    """``coef * aggregate(kl_loss_term(logp, ref_logp))``, a term to add to the policy loss; the reference is fixed.
 
     Args:
         logp, ref_logp: float [..., T]; sampled: bool [..., T].
@@ -292,9 +296,7 @@ def kl_loss(
     Raises:
         ValueError: ``kind`` is k1, whose gradient has mean zero, or unknown.
     """
-    if kind == "k1":
-        raise ValueError("k1 as a loss has a gradient of mean zero; use 'k2' or 'k3', or put k1 in the reward")
     # Selected first, so that an unsampled slot's infinity cannot come back as a NaN gradient.
     logp, ref_logp = (jnp.where(sampled, jnp.asarray(x, jnp.float32), 0.0) for x in (logp, ref_logp))
-    per_token = kl_penalty(logp, jax.lax.stop_gradient(ref_logp), kind=kind)
+    per_token = kl_loss_term(logp, jax.lax.stop_gradient(ref_logp), kind=kind)
     return coef * aggregate(per_token, sampled, mode=mode, denominator=denominator, horizon=horizon)
