@@ -4,11 +4,13 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.data.row import PromptRow, Turn
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.verifiers import Verdict
@@ -21,17 +23,19 @@ B, G, T = 2, 4, 3  # a benign prompt, then a harmful one
 UNSCORED, CUT = (0, 1), (1, 2)  # benign, the reward model failed; harmful, out of slots
 
 
-def assembled(truncated):
+def made(truncated="terminal", **settings):
+    """The steps of a run with these settings of its algorithm."""
     c = config_lib.defaults()
     c.model.path = "none"
     c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
     c.reward_model.kind, c.algorithm.truncated = "callable", truncated
-    steps = Steps(
-        config_lib.resolve(c),
-        Network(SPEC),
-        Network(SPEC, head="value"),
-        Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor")),
-    )
+    c.algorithm.update(settings)
+    layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
+    return Steps(config_lib.resolve(c), Network(SPEC), Network(SPEC, head="value"), layout)
+
+
+def inputs():
+    """What ``Steps.assemble`` reads after the KL coefficient."""
     rng = np.random.default_rng(0)
     finish = np.full((B, G), Finish.STOP, np.int32)
     finish[CUT] = Finish.LENGTH
@@ -48,7 +52,12 @@ def assembled(truncated):
     verdict = Verdict(np.ones((B, G), bool), np.array([[False] * G, [True, False, True, False]]), np.ones((B, G), bool))
     value = rng.normal(size=(B, G, T)).astype(np.float32)
     scored = {"logprob": rollout.logprob, "ref_logprob": rollout.logprob, "value": value}
-    return steps.assemble(np.float32(0), prompts, rollout, verdict, helpfulness, scored)[:3], value
+    return prompts, rollout, verdict, helpfulness, scored
+
+
+def assembled(truncated):
+    known = inputs()
+    return made(truncated).assemble(np.float32(0), *known)[:3], known[-1]["value"]
 
 
 def test_a_row_without_a_score_trains_nothing():
@@ -74,6 +83,36 @@ def test_a_truncated_response_is_worth_what_the_setting_says():
     rest = np.ones((B, G), bool)
     rest[CUT] = False
     np.testing.assert_allclose(np.asarray(terminal.target)[rest], np.asarray(bootstrapped.target)[rest])
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_kl_coefficient_is_held_if_nothing_was_sampled(sampled):
+    """An empty batch has no KL. Taken for 0, far below the target, it lowers the coefficient step by step."""
+    steps = made(kl_in_reward=0.1, kl_controller="adaptive", kl_target=0.1, kl_horizon=100)
+    prompts, rollout, verdict, helpfulness, scored = inputs()
+    rollout = rollout.replace(sampled=rollout.sampled & sampled)
+    _, _, metrics, coefficient = steps.assemble(np.float32(0.1), prompts, rollout, verdict, helpfulness, scored)
+    moved = 0.1 * (1 - 0.2 * B * G / 100) if sampled else 0.1  # the policy is the reference: its KL is 0
+    np.testing.assert_allclose([coefficient, metrics["actor/kl_coef"]], [moved, moved], rtol=1e-6)
+
+
+def test_a_mini_batch_without_a_trained_token_moves_nothing():
+    """Its gradient is 0, but the moments of earlier steps and the weight decay move the weights."""
+    steps = made()
+    batch, *_ = steps.assemble(np.float32(0), *inputs())
+    params = lambda network, seed: jax.tree.map(lambda x: x + 0.1, network.init(jax.random.key(seed)))
+    state = steps.init_state(params(steps.actor, 0), params(steps.critic, 1))
+    index = np.arange(B, dtype=np.int32)[None]
+    updates = [(steps.update_actor, (state.actor, state.actor_opt), (Sampling.create(),))]
+    updates += [(steps.update_critic, (state.critic, state.critic_opt), ())]
+    for update, weights, extra in updates:
+        moved, _ = update(weights, batch, index, *extra)
+        before = jax.device_get(moved)
+        empty = batch.replace(sampled=np.zeros_like(batch.sampled))
+        after, metrics = jax.device_get(update(moved, empty, index, *extra))
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not any(value.any() for name, value in metrics.items() if name.endswith("/skipped"))
 
 
 class Recorder:

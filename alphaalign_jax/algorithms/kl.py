@@ -108,12 +108,13 @@ def update_kl_coef(
     """The coefficient for the next step.
 
     ``fixed`` returns it unchanged. ``adaptive`` is the proportional controller of Ziegler et al. 2019 (arXiv
-    1909.08593, section 2.2): ``coef * (1 + clip(kl / target - 1, +-0.2) * n_steps / horizon)``; a KL that is no finite
-    number leaves it as it is, for all later rewards would be none.
+    1909.08593, section 2.2): ``coef * (1 + clip(kl / target - 1, +-0.2) * n_steps / horizon)``. A KL that is not a
+    finite number leaves it as it is, or all later rewards would not be finite either.
 
     Args:
         kl_coef: float [].
-        current_kl: float [], mean KL of the batch, nats per token.
+        current_kl: float [], mean KL of the batch, nats per token; NaN if no token was sampled: its KL is unknown, not
+            0, and 0 would lower the coefficient.
         controller: one of ``KL_CONTROLLERS``.
         target: adaptive: the KL to hold, nats per token, positive.
         horizon: adaptive: time constant in rows (responses), above ``0.2 * n_steps``.

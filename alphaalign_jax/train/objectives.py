@@ -191,16 +191,23 @@ def _strided(batch: Any, micro: int) -> Any:
 
 
 def apply_gradient(
-    tx: optax.GradientTransformation, params: Params, opt_state: Any, gradient: Params, loss: Array
+    tx: optax.GradientTransformation,
+    params: Params,
+    opt_state: Any,
+    gradient: Params,
+    loss: Array,
+    total: Denominator,
 ) -> tuple[Params, Any, dict[str, Array]]:
-    """One optimizer step, with ``grad_norm``, the gradient's global norm before clipping, and ``skipped``, 1 or 0.
+    """Make one optimizer step. Also return ``grad_norm``, the gradient's norm before clipping, and ``skipped``, 1 or 0.
 
-    Where the loss or the gradient is no finite number the step is left out: weights and moments stay as they are, for
-    one NaN in Adam's moments would make every later update one.
+    Weights and moments stay as they are in two cases. A loss or gradient that is not finite is skipped: one NaN in
+    Adam's moments would make every later update NaN. A mini-batch without a trained token (``total``) has nothing to
+    say: its gradient is 0, but earlier moments and weight decay would still move the weights.
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    taken = finite & (total.tokens > 0)
     updates, new_state = tx.update(gradient, opt_state, params)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
     params, opt_state = keep(optax.apply_updates(params, updates), params), keep(new_state, opt_state)
     return params, opt_state, {"grad_norm": norm, "skipped": (~finite).astype(jnp.int32)}

@@ -62,7 +62,7 @@ class Supervised:
 
         params, opt_state = weights
         (loss, metrics), gradient = objectives.accumulate(objective, params, batch, self.micro_batch)
-        params, opt_state, found = objectives.apply_gradient(self.tx, params, opt_state, gradient, loss)
+        params, opt_state, found = objectives.apply_gradient(self.tx, params, opt_state, gradient, loss, total)
         found = {f"sft/{name}": value for name, value in found.items()}
         return (params, opt_state), metrics | found | {"sft/tokens": total.tokens}
 

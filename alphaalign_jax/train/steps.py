@@ -232,7 +232,8 @@ class Steps:
         metrics["reward/unrewarded"] = jnp.sum(unrewarded)
         if settings.kl_in_reward:
             adaptive = dict(target=settings.kl_target, horizon=settings.kl_horizon, n_steps=reward.size)
-            kl_coef = update_kl_coef(kl_coef, masked_mean(kl, slots), controller=settings.kl_controller, **adaptive)
+            measured = jnp.where(jnp.any(slots), masked_mean(kl, slots), jnp.nan)
+            kl_coef = update_kl_coef(kl_coef, measured, controller=settings.kl_controller, **adaptive)
             metrics["actor/kl_coef"] = kl_coef
         return batch, scores, metrics, kl_coef
 
@@ -322,9 +323,10 @@ class Steps:
             params, opt_state = weights_and_state
             rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
             rows = objectives.take(batch, index)
-            share = functools.partial(objective, total=Denominator.of(rows.sampled))
+            total = Denominator.of(rows.sampled)
+            share = functools.partial(objective, total=total)
             (loss, metrics), gradient = objectives.accumulate(share, params, rows, self._micro_batch(rows))
-            params, opt_state, found = objectives.apply_gradient(tx, params, opt_state, gradient, loss)
+            params, opt_state, found = objectives.apply_gradient(tx, params, opt_state, gradient, loss, total)
             found = {f"{name}/{key}": value for key, value in found.items()}
             return (params, opt_state), metrics | found | {f"{name}/lr": rate}
 
