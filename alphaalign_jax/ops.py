@@ -14,6 +14,7 @@ All results are float32, whatever came in: bfloat16 carries 8 bits, and a sum of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ import jax.numpy as jnp
 from alphaalign_jax.types import Array
 
 Axis = int | Sequence[int] | None
+
+
+def precision_of(dtype: str) -> float:
+    """Return the spacing of a floating type's numbers at 1: float32 2**-23, float16 2**-10, bfloat16 2**-7."""
+    return float(jnp.finfo(dtype).eps)
+
+
+FLOAT32_PRECISION = precision_of("float32")
 
 
 def require_same_shape(**arrays: Array | None) -> None:
@@ -65,35 +74,63 @@ def masked_mean(x: Array, mask: Array, *, axis: Axis = None, denominator: Array 
     return masked_sum(x, mask, axis=axis, denominator=denominator)
 
 
+class Spread(NamedTuple):
+    """Members about their mean. All but ``scale`` in units of ``scale``."""
+
+    deviation: jax.Array  # float32 [...], member less mean; 0 where not a member
+    std: jax.Array  # float32, reduced axes kept at size 1; unbiased; 0 for fewer than two members
+    rounding: jax.Array  # float32, shape of ``std``: a std no larger than this is rounding and nothing else
+    scale: jax.Array  # float32, shape of ``std``: a power of two, at least 1
+
+
+def masked_spread(x: Array, mask: Array, *, axis: Axis = None, precision: float = FLOAT32_PRECISION) -> Spread:
+    """Measure how far members of ``mask`` are from each other, exactly 0 if all are equal.
+
+    Three faults it avoids. The square of 1e19 overflows float32, and a deviation divided by an infinite std is 0: so
+    members are first divided by a power of two, which is exact. The rounded mean of eight copies of 0.7 is not 0.7, so
+    their deviations would be noise: so they are taken from the smallest member, not from 0. And a difference in the
+    last place is no difference: hence ``rounding``, two units in the last place of the largest member.
+
+    A NaN member makes its whole group NaN, ``~(std <= rounding)`` included, so that it stays visible.
+
+    Args:
+        x: number [...], may hold anything where the mask is False.
+        mask: bool, shape of ``x``.
+        axis: axes of a group; None for all.
+        precision: spacing at 1 of the type that ``x`` was computed in (``precision_of``).
+    """
+    mask = jnp.asarray(mask, bool)
+    x = jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0)
+    peak = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    exponent = jnp.frexp(jnp.where(jnp.isfinite(peak), peak, 1.0))[1] - 1
+    # At most 2**125, whose reciprocal is a normal number: XLA may multiply by it, and flushes smaller ones to 0.
+    scale = jnp.ldexp(jnp.float32(1.0), jnp.clip(exponent, 0, 125))
+    x = x / scale
+    count = jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.float32)
+    lowest = jnp.min(jnp.where(mask, x, jnp.inf), axis=axis, keepdims=True)
+    above = jnp.where(mask, x - lowest, 0.0)
+    mean = safe_divide(jnp.sum(above, axis=axis, keepdims=True), count)
+    deviation = jnp.where(mask, above - mean, 0.0)
+    # Two passes: the mean of squares less the square of the mean loses every digit of a small spread.
+    variance = safe_divide(jnp.sum(jnp.square(deviation), axis=axis, keepdims=True), count - 1.0)
+    return Spread(deviation, jnp.sqrt(variance), 2 * precision * peak / scale, scale)
+
+
 def masked_var(x: Array, mask: Array, *, axis: Axis = None) -> jax.Array:
     """Unbiased variance (divisor n - 1) of ``x`` where ``mask``; 0 for fewer than two members.
 
-    Two passes: the textbook ``E[x^2] - E[x]^2`` loses every digit when the spread is small beside the mean.
+    Infinite if it is beyond float32; ``masked_spread`` has a standard deviation that is right there too.
     """
-    mean = masked_mean(x, mask, axis=axis)
-    centred = jnp.asarray(x, jnp.float32) - (mean if axis is None else jnp.expand_dims(mean, axis))
-    count = jnp.sum(jnp.asarray(mask, jnp.float32), axis=axis)
-    return masked_sum(jnp.square(centred), mask, axis=axis, denominator=count - 1.0)
-
-
-def has_spread(x: Array, mask: Array, *, axis: Axis = None) -> jax.Array:
-    """bool: whether two members of ``x`` under ``mask`` differ.
-
-    Eight copies of 0.7 have a rounded mean that is not 0.7, so ``x - mean`` is small noise, which a division by a small
-    standard deviation turns into a training signal. Comparing the extremes is exact. NaN members count as spread, so
-    that a NaN stays visible instead of turning into 0.
-    """
-    x = jnp.asarray(x, jnp.float32)
-    high = jnp.max(jnp.where(mask, x, -jnp.inf), axis=axis)
-    low = jnp.min(jnp.where(mask, x, jnp.inf), axis=axis)
-    return (high > low) | jnp.isnan(high)
+    spread = masked_spread(x, mask, axis=axis)
+    variance = jnp.square(spread.std * spread.scale)
+    return jnp.squeeze(variance, axis=axis)
 
 
 def masked_whiten(x: Array, mask: Array, *, epsilon: float = 1e-8) -> jax.Array:
     """``(x - mean) / sqrt(var + epsilon)`` over all members of ``mask``, 0 elsewhere.
 
-    The variance is unbiased, as in verl's ``masked_whiten``. Members that are all equal, a single one included, give
-    exactly 0.
+    The variance is unbiased, as in verl's ``masked_whiten``. Members that are equal up to rounding, a single one
+    included, give exactly 0.
 
     Args:
         x: number [...].
@@ -103,8 +140,9 @@ def masked_whiten(x: Array, mask: Array, *, epsilon: float = 1e-8) -> jax.Array:
     Returns:
         float32 [...].
     """
-    whitened = (jnp.asarray(x, jnp.float32) - masked_mean(x, mask)) * jax.lax.rsqrt(masked_var(x, mask) + epsilon)
-    return jnp.where(jnp.asarray(mask, bool) & has_spread(x, mask), whitened, 0.0)
+    spread = masked_spread(x, mask)
+    whitened = spread.deviation * jax.lax.rsqrt(jnp.square(spread.std) + epsilon / spread.scale / spread.scale)
+    return jnp.where(spread.std <= spread.rounding, 0.0, whitened)
 
 
 def explained_variance(value: Array, target: Array, mask: Array) -> jax.Array:
@@ -113,9 +151,10 @@ def explained_variance(value: Array, target: Array, mask: Array) -> jax.Array:
     float32 []. The denominator carries verl's 1e-5. Targets without spread have nothing to explain and give 0, as does
     an empty mask.
     """
-    spread = masked_var(target, mask)
-    error = masked_var(jnp.asarray(target, jnp.float32) - jnp.asarray(value, jnp.float32), mask)
-    return jnp.where(has_spread(target, mask), 1.0 - error / (spread + 1e-5), 0.0)
+    std, rounding, scale = (jnp.squeeze(part) for part in masked_spread(target, mask)[1:])
+    error = jnp.asarray(target, jnp.float32) / scale - jnp.asarray(value, jnp.float32) / scale
+    explained = 1.0 - masked_var(error, mask) / (jnp.square(std) + 1e-5 / scale / scale)
+    return jnp.where(std <= rounding, 0.0, explained)
 
 
 def last_true(mask: Array) -> jax.Array:

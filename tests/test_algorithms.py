@@ -18,7 +18,7 @@ from alphaalign_jax.algorithms import kl as kl_
 # Jitted once here: op-by-op dispatch would compile every primitive at every shape.
 token_rewards = jax.jit(adv.token_rewards)
 gae = jax.jit(adv.gae, static_argnames=("gamma", "lam", "whiten"))
-grpo = jax.jit(adv.grpo, static_argnames="std_floor")
+grpo = jax.jit(adv.grpo, static_argnames=("std_floor", "precision"))
 estimate = jax.jit(adv.estimate_advantages, static_argnames=("name", "gamma", "lam", "std_floor"))
 
 
@@ -206,16 +206,43 @@ def test_no_spread_is_exactly_zero(name: str):
         assert not np.asarray(estimate(name, rewards=rewards, sampled=sampled).advantage).any()
 
 
-def test_std_floor_damps_a_rounding_error():
-    """Seven equal rewards and one an ulp away give z = 2.5 without a floor; a real spread must not be damped."""
-    sampled = np.ones((1, 8, 1), bool)
-    reward = np.full((1, 8), 0.7, np.float32)
-    reward[0, 0] = np.nextafter(np.float32(0.7), np.float32(1))
-    result = np.asarray(grpo(token_rewards(reward, sampled)[0], sampled).advantage)
-    assert 0 < np.abs(result).max() < 1e-3
-    reward[0, 0] = 1.7
-    result = np.asarray(grpo(token_rewards(reward, sampled)[0], sampled).advantage)
-    close(result[0, 0, 0], 0.875 / math.sqrt(0.875 / 7))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("base", [0.7, 13.0, 1e5])
+def test_a_rounding_error_earns_no_advantage(base: float, dtype: str):
+    """Seven equal rewards and one an ulp away give z = 2.5, above the std's floor too where rewards are large; a real
+    spread is not damped."""
+    sampled, reward = np.ones((1, 8, 1), bool), np.full((1, 8), base).astype(dtype)
+    reward[0, 0] = np.nextafter(reward[0, 0], reward.dtype.type(np.inf))
+    advantages = lambda x: np.asarray(
+        grpo(token_rewards(x.astype(np.float32), sampled)[0], sampled, precision=ops.precision_of(dtype)).advantage
+    )
+    assert not advantages(reward).any()
+    reward = np.full((1, 8), base, np.float32)
+    reward[0, 0] += abs(base)
+    close(advantages(reward)[0, 0, 0], 0.875 / math.sqrt(0.875 / 7))
+
+
+@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "reinforce_batch", "reinforce_plus_plus"])
+def test_large_rewards_keep_their_spread(name: str):
+    """The square of 1e19 overflows float32, and whatever is divided by an infinite std is 0: nothing is learned."""
+    rng, sampled = np.random.default_rng(15), np.ones((B, G, 1), bool)
+    reward = rng.normal(size=(B, G)).astype(np.float32)
+    values = {"values": np.zeros((B, G, 1), np.float32)} if name == "gae" else {}
+    advantages = lambda scale: np.asarray(
+        estimate(name, rewards=token_rewards(scale * reward, sampled)[0], sampled=sampled, **values).advantage
+    )
+    scale = np.float32(2.0**66)
+    grown = 1.0 if name in ("gae", "grpo", "reinforce_plus_plus") else scale
+    assert np.abs(advantages(np.float32(1))).max() > 0.5
+    np.testing.assert_allclose(advantages(scale) / grown, advantages(np.float32(1)), rtol=1e-5)
+
+
+def test_explained_variance_of_large_targets():
+    """An infinite variance below the line makes any critic perfect."""
+    case = make_case(16)
+    value, target = (case[key] * np.float32(1e20) for key in ("value", "target"))
+    expected = ops.explained_variance(case["value"], case["target"], case["sampled"])
+    close(ops.explained_variance(value, target, case["sampled"]), expected, atol=1e-4)
 
 
 def test_whitening_a_lone_token_and_an_empty_batch_is_zero():

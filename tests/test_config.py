@@ -144,7 +144,7 @@ def test_overrides_are_typed():
         ("rollout.temperature", "1e-50", "expected a finite number: 0, or"),
         ("reward.r_f", "-0.5", "0 or more"),
         ("reward.r_a", "-1", "0 or more"),
-        ("reward.relative_std_floor", "-1", "0 or more"),
+        ("reward_model.dtype", "float8", "float32, bfloat16, float16"),
         ("algorithm.clip_low", "-0.2", "must be in (0, 1]"),
         ("algorithm.clip_high", "-0.2", "positive"),
         ("algorithm.kl_target", "0", "positive"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alphaalign_jax.ops import precision_of
 from alphaalign_jax.rewards import template
 from alphaalign_jax.rewards.helpfulness import HELPFULNESS_MODES, helpfulness_reward
 from alphaalign_jax.rewards.oracle import refusal_oracle
@@ -178,7 +179,7 @@ def _oracle(score, refusal, answered, label, mode):
         unscorable += int(answered[b].sum()) - len(members)
         r = score[b, members].astype(np.float64)
         if mode == "normalised":
-            if len(r) < 2 or r.std(ddof=1) <= max(0.01, np.abs(r).max() / 64):
+            if len(r) < 2 or r.std(ddof=1) <= max(0.01, np.abs(r).max() * 2.0**-22):
                 flat += 1
                 continue
             r = (r - r.mean()) / r.std(ddof=1)
@@ -205,16 +206,43 @@ def test_helpfulness_equals_numpy(mode):
     assert min(want_counts[:2]) > 100 and (want > 0).mean() > 0.05
 
 
-@pytest.mark.parametrize("base", [0.0078125, 0.5, 1.0, 8.0, -8.0, 13.0, 250.0])
-def test_one_ulp_is_not_a_preference(base):
-    """Bug: seven equal scores and one a bfloat16 ulp away give z = 2.5 to rounding noise."""
-    ulp = 2.0 ** (np.floor(np.log2(abs(base))) - 7)
-    score = np.float32([base] * 7 + [base + ulp])
-    assert np.array_equal(score, np.asarray(score.astype(jnp.bfloat16), np.float32)) and score[7] > score[0]
-    np.testing.assert_array_equal(_helpfulness(score)[0], 0)
-    unfloored = _helpfulness(score, std_floor=0.0, relative_std_floor=0.0)[0]
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("base", [0.0078125, 0.5, 1.0, 8.0, -8.0, 13.0, 250.0, 60000.0])
+def test_one_ulp_is_not_a_preference(base, dtype):
+    """Bug: seven equal scores and one an ulp away, in the type that scores, give z = 2.5 to rounding noise."""
+    equal = np.full(8, base, np.float32).astype(dtype)
+    other = equal.copy()
+    other[7] = np.nextafter(equal[7], equal[7].dtype.type(np.inf))
+    assert other[7] > equal[7]
+    score, options = other.astype(np.float32), dict(std_floor=0.0, precision=precision_of(dtype))
+    reward, counts = _helpfulness(score, **options)
+    assert not reward.any() and int(counts.flat_groups) == 1
+    unfloored = _helpfulness(score, std_floor=0.0, precision=0.0)[0]
     assert unfloored[0, 7] == pytest.approx(2.4749, abs=1e-3), "without the floor the fault is there to be seen"
-    assert int(_helpfulness(score)[1].flat_groups) == 1
+    other[7] = score[0] + 16 * (score[7] - score[0])
+    assert _helpfulness(other.astype(np.float32), **options)[0][0, 7] > 2, "a preference of 16 ulps is one"
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0, 1e4])
+def test_the_floor_is_the_score_s_own_precision(offset):
+    """Bug: a floor that grows with the scores' offset: float32 scores of 100, 101, 99 and 100.5 all earned 0."""
+    score = np.float32([0, 1, -1, 0.5])
+    want = np.maximum((score - score.mean()) / score.std(ddof=1), 0)
+    np.testing.assert_allclose(_helpfulness(score + np.float32(offset))[0][0], want, rtol=1e-5)
+    coarse, counts = _helpfulness(score + np.float32(offset), precision=precision_of("bfloat16"))
+    assert bool(counts.flat_groups) == (offset != 0) and (coarse.any() != bool(offset))
+
+
+@pytest.mark.parametrize("size", [1e10, 1e19, 3e19, 3e38])
+def test_large_scores_keep_their_spread(size):
+    """Bug: the square of 1e19 overflows float32: an infinite std makes every z 0, and the group does not count as
+    flat."""
+    score = np.float32([0.25, -1, 1, 0.5]) * np.float32(size)
+    exact = score.astype(np.float64)
+    want = np.maximum((exact - exact.mean()) / exact.std(ddof=1), 0)
+    reward, counts = _helpfulness(score)
+    np.testing.assert_allclose(reward[0], want, rtol=1e-5)
+    assert int(counts.flat_groups) == 0
 
 
 @pytest.mark.parametrize("score", [[5.0], [5.0, np.nan], [np.nan, np.nan], [3.0, 3.0, 3.0]])

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from alphaalign_jax.ops import (
-    has_spread,
+    FLOAT32_PRECISION,
+    Spread,
     last_true,
-    masked_mean,
+    masked_spread,
     masked_sum,
-    masked_var,
     masked_whiten,
     require_same_shape,
     safe_divide,
@@ -178,28 +178,34 @@ def _spread_over_tokens(per_row: jax.Array, sampled: Array) -> Advantage:
     return Advantage(per_token, per_token)
 
 
-def _group_centred(outcome: jax.Array, valid: jax.Array) -> jax.Array:
-    """Outcome less its group's mean over valid rows; exactly 0 for an invalid row and a group without spread."""
+def _group_spread(outcome: jax.Array, valid: jax.Array, precision: float = FLOAT32_PRECISION) -> Spread:
+    """Outcomes about their group's mean over valid rows; 0 for an invalid row and in a group of equals."""
     if outcome.ndim < 1 or outcome.shape[-1] < 2:
         raise ValueError(
             f"a group baseline needs at least 2 rollouts of each prompt, got shape {outcome.shape} (the last axis is "
             "the group); raise the number of rollouts or use an estimator without groups"
         )
-    centred = outcome - masked_mean(outcome, valid, axis=-1)[..., None]
-    return jnp.where(valid & has_spread(outcome, valid, axis=-1)[..., None], centred, 0.0)
+    return masked_spread(outcome, valid, axis=-1, precision=precision)
 
 
-def grpo(rewards: Array, sampled: Array, *, std_floor: float = 1e-3) -> Advantage:
+def _centred(spread: Spread) -> jax.Array:
+    return spread.deviation * spread.scale
+
+
+def grpo(
+    rewards: Array, sampled: Array, *, std_floor: float = 1e-3, precision: float = FLOAT32_PRECISION
+) -> Advantage:
     """``(R - mean) / max(std, std_floor)`` within each group (Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
 
-    The standard deviation is unbiased, as in verl. ``std_floor`` (reward units) replaces the usual 1e-6 beside it:
-    seven equal rewards and one a rounding error away would otherwise reach 2.5 and train like a real difference. Rows
-    without a sampled token are no members of their group.
+    The standard deviation is unbiased, as in verl. Seven equal rewards and one a rounding error away would reach 2.5
+    and train like a real difference: a group whose spread is no more than rounding gives exactly 0, and ``std_floor``
+    replaces the usual 1e-6 beside the std. Rows without a sampled token are no members of their group.
 
     Args:
         rewards: float [B, G, T].
         sampled: bool [B, G, T].
-        std_floor: positive.
+        std_floor: positive, in units of the reward.
+        precision: of the type that the rewards were computed in (``ops.precision_of``).
 
     Returns:
         ``Advantage``; without a critic its target is the advantage itself.
@@ -209,9 +215,9 @@ def grpo(rewards: Array, sampled: Array, *, std_floor: float = 1e-3) -> Advantag
     """
     if std_floor <= 0:
         raise ValueError(f"std_floor must be positive, got {std_floor}; it is in units of the reward, 1e-3 is usual")
-    outcome, valid = _outcomes(rewards, sampled)
-    std = jnp.sqrt(masked_var(outcome, valid, axis=-1))[..., None]
-    return _spread_over_tokens(_group_centred(outcome, valid) / jnp.maximum(std, std_floor), sampled)
+    spread = _group_spread(*_outcomes(rewards, sampled), precision)
+    standardised = spread.deviation / jnp.maximum(spread.std, std_floor / spread.scale)
+    return _spread_over_tokens(jnp.where(spread.std <= spread.rounding, 0.0, standardised), sampled)
 
 
 def dr_grpo(rewards: Array, sampled: Array) -> Advantage:
@@ -220,7 +226,7 @@ def dr_grpo(rewards: Array, sampled: Array) -> Advantage:
     Without the std, prompts that are nearly always or nearly never solved weigh no more than others. Use it with the
     loss aggregation ``seq-mean-token-sum-norm``. Arguments, result and errors as ``grpo``.
     """
-    return _spread_over_tokens(_group_centred(*_outcomes(rewards, sampled)), sampled)
+    return _spread_over_tokens(_centred(_group_spread(*_outcomes(rewards, sampled))), sampled)
 
 
 def rloo(rewards: Array, sampled: Array) -> Advantage:
@@ -230,7 +236,8 @@ def rloo(rewards: Array, sampled: Array) -> Advantage:
     """
     outcome, valid = _outcomes(rewards, sampled)
     count = jnp.sum(valid, axis=-1, keepdims=True).astype(jnp.float32)
-    return _spread_over_tokens(_group_centred(outcome, valid) * safe_divide(count, count - 1.0), sampled)
+    centred = _centred(_group_spread(outcome, valid))
+    return _spread_over_tokens(centred * safe_divide(count, count - 1.0), sampled)
 
 
 def reinforce_plus_plus(rewards: Array, sampled: Array, *, gamma: float = 1.0) -> Advantage:
@@ -248,8 +255,7 @@ def reinforce_batch(rewards: Array, sampled: Array) -> Advantage:
     Each row counts once, whatever its length. Arguments and result as ``grpo``; G may be 1.
     """
     outcome, valid = _outcomes(rewards, sampled)
-    centred = outcome - masked_mean(outcome, valid)
-    return _spread_over_tokens(jnp.where(valid & has_spread(outcome, valid), centred, 0.0), sampled)
+    return _spread_over_tokens(_centred(masked_spread(outcome, valid)), sampled)
 
 
 class Estimator(NamedTuple):
@@ -262,7 +268,7 @@ class Estimator(NamedTuple):
 
 ADVANTAGES: dict[str, Estimator] = {
     "gae": Estimator(gae, True, ("gamma", "lam")),
-    "grpo": Estimator(grpo, False, ("std_floor",)),
+    "grpo": Estimator(grpo, False, ("std_floor", "precision")),
     "dr_grpo": Estimator(dr_grpo, False, ()),
     "rloo": Estimator(rloo, False, ()),
     "reinforce_plus_plus": Estimator(reinforce_plus_plus, False, ("gamma",)),
@@ -287,6 +293,7 @@ def estimate_advantages(
     gamma: float = 1.0,
     lam: float = 1.0,
     std_floor: float = 1e-3,
+    precision: float = FLOAT32_PRECISION,
 ) -> Advantage:
     """Dispatch to ``ADVANTAGES[name]``, so that the trainer stays blind to which one it is.
 
@@ -305,7 +312,7 @@ def estimate_advantages(
         )
     if "gamma" not in estimator.options and gamma != 1.0:
         raise ValueError(f"advantage estimator {name!r} does not discount; gamma must be 1.0, got {gamma}")
-    given = {"gamma": gamma, "lam": lam, "std_floor": std_floor}
+    given = {"gamma": gamma, "lam": lam, "std_floor": std_floor, "precision": precision}
     options = {key: given[key] for key in estimator.options}
     if estimator.critic:
         return estimator.compute(rewards, values, sampled, bootstrap=bootstrap, **options)

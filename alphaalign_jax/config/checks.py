@@ -20,6 +20,7 @@ CHOICES = {
     "reward.format_mode": ("strict", "paper"),
     "reward.helpfulness": ("normalised", "raw", "off"),
     "reward_model.kind": ("none", "classifier", "http", "callable"),
+    "reward_model.dtype": ("float32", "bfloat16", "float16"),
     "algorithm.advantage": ("gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_batch"),
     "algorithm.old_logprob": ("trainer", "sampler"),
     "algorithm.ratio": ("token", "sequence"),
@@ -34,8 +35,9 @@ _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollou
     reward.std_floor algorithm.std_floor guards.window optimizer.eps critic.optimizer.eps warmup.optimizer.eps
     rollout.max_logprob_gap reward_model.batch reward_model.max_length reward_model.tensor reward_model.timeout_s
     algorithm.kl_target algorithm.kl_horizon""".split()
-_NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup.max_examples warmup.micro_batch rollout.top_k
-    rollout.cache rollout.fewest_rows reward.r_f reward.r_a reward.relative_std_floor reward_model.retries
+_NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup.max_examples
+    warmup.micro_batch rollout.top_k
+    rollout.cache rollout.fewest_rows reward.r_f reward.r_a reward_model.retries
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef

@@ -111,8 +111,9 @@ class Reward:
     r_f: float = 0.5
     r_a: float = 1.0
     helpfulness: str = "normalised"  # or raw (the ablation), off (AlphaAlign-Zero)
-    std_floor: float = 0.01  # units of the reward model's score: a group whose std is no larger earns nothing
-    relative_std_floor: float = 2.0**-6  # likewise, as a share of the group's largest score: two bfloat16 ulps
+    # Units of the reward model's score: a group whose std is no larger earns nothing. Nor does one whose std is at most
+    # two units in the last place of its largest score, in the type that reward_model.dtype names.
+    std_floor: float = 0.01
 
 
 @_section
@@ -121,7 +122,9 @@ class RewardModel:
     target: str = ""  # classifier: Hugging Face directory or hub id; http: URL; callable: module:function
     batch: int = 32  # rows the classifier scores at a time, or an HTTP request carries
     max_length: int = 2048  # classifier: tokens of question and answer
-    dtype: str = "float32"  # classifier: compute dtype
+    # What its scores are computed in: float32, bfloat16 or float16. The classifier here computes in it. For http and
+    # callable it is for you to say: differences in the last place of this type are taken for rounding, not preferences.
+    dtype: str = "float32"
     label: int = -1  # classifier: which of its labels is the reward; -1: the only one
     on_host: bool = False  # classifier: its weights lie in the host's memory but while it scores
     tensor: int = 1  # classifier: devices of this host that share one copy of its weights, which the others divide

@@ -6,14 +6,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from alphaalign_jax.ops import FLOAT32_PRECISION, masked_spread
 from alphaalign_jax.types import BENIGN, Array
 
 HELPFULNESS_MODES = ("normalised", "raw", "off")
 
-# Below this spread a group has none. Reward models run in bfloat16, whose ulp is at most 2**-7 of a value: two ulps,
-# relative to the group's largest score, and an absolute floor for scores near 0, whose error comes from larger terms.
+# A group of no larger spread has none: for scores near 0, whose error comes from larger terms in the reward model.
 STD_FLOOR = 0.01
-RELATIVE_STD_FLOOR = 2.0**-6
 
 
 @flax.struct.dataclass
@@ -33,15 +32,17 @@ def helpfulness_reward(
     *,
     mode: str = "normalised",
     std_floor: float = STD_FLOOR,
-    relative_std_floor: float = RELATIVE_STD_FLOOR,
+    precision: float = FLOAT32_PRECISION,
 ) -> tuple[jax.Array, HelpfulnessCounts]:
     """R_h = max(z, 0) where a benign prompt was answered and not refused, else 0 (arXiv 2507.14987).
 
     ``normalised``: z = (r - mean) / std over the prompt's scored rollouts, std with n - 1. Refusals in an answer block
     are scored and enter mean and std, they only earn nothing: a group that mostly refuses then shows its one real
-    answer as the better one, which is what should be learned. A group with fewer than two scores, or with std at most
-    max(std_floor, relative_std_floor * max|r|), gives exactly 0: dividing rounding noise by its own size would pay
-    z = 2.5 to one of eight equal answers. Above the floor z is exact, it is not shrunk.
+    answer as the better one, which is what should be learned. A group with fewer than two scores, or with a std of at
+    most ``std_floor`` or two units in the last place of its largest score, gives exactly 0: dividing rounding noise by
+    its own size would pay z = 2.5 to one of eight equal answers. The last place is that of the type which the reward
+    model computes in: 100, 101, 99 and 100.5 differ in float32, and in bfloat16 they do not. Above the floor z is
+    exact, it is not shrunk, and it is finite for all finite scores.
     ``raw``: z = r. ``off``: all 0 (AlphaAlign-Zero); ``score`` is not read.
 
     Args:
@@ -49,6 +50,8 @@ def helpfulness_reward(
         refusal: bool [B, G], V_r.
         answered: bool [B, G], the response has an answer to score.
         label: int32 [B].
+        std_floor: in units of the score.
+        precision: of the type that the reward model computes in (``ops.precision_of``).
 
     Returns: float32 [B, G], always finite, and counts. Harmful and unanswered rows are neither scored nor failures.
     Raises ValueError for an unknown mode.
@@ -68,7 +71,7 @@ def helpfulness_reward(
 
     flat_groups = zero
     if mode == "normalised":
-        known, has_spread = _standardise(known, scored, std_floor, relative_std_floor)
+        known, has_spread = _standardise(known, scored, std_floor, precision)
         flat_groups = jnp.sum(benign & ~has_spread, dtype=jnp.int32)
     reward = jnp.where(scored & ~jnp.asarray(refusal, bool), jnp.maximum(known, 0.0), 0.0)
     return reward, HelpfulnessCounts(
@@ -78,13 +81,8 @@ def helpfulness_reward(
     )
 
 
-def _standardise(r: jax.Array, scored: jax.Array, floor: float, relative_floor: float) -> tuple[jax.Array, jax.Array]:
-    """z float32 [B, G] over the scored entries of each row (``r`` is 0 elsewhere), and bool [B, 1]: is there spread?"""
-    count = jnp.sum(scored, axis=-1, keepdims=True)
-    mean = jnp.sum(r, axis=-1, keepdims=True) / jnp.maximum(count, 1)
-    # Two passes: the mean of squares less the square of the mean loses the spread of large scores in float32.
-    deviation = jnp.where(scored, r - mean, 0.0)
-    std = jnp.sqrt(jnp.sum(deviation**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1))
-    least = jnp.maximum(floor, relative_floor * jnp.max(jnp.abs(r), axis=-1, keepdims=True))
-    has_spread = (count >= 2) & (std > least)
-    return jnp.where(has_spread, deviation / jnp.where(has_spread, std, 1.0), 0.0), has_spread
+def _standardise(r: jax.Array, scored: jax.Array, floor: float, precision: float) -> tuple[jax.Array, jax.Array]:
+    """Return z float32 [B, G] over the scored entries of each row, 0 elsewhere; and bool [B, 1]: is there spread?"""
+    spread = masked_spread(r, scored, axis=-1, precision=precision)
+    has_spread = spread.std > jnp.maximum(floor / spread.scale, spread.rounding)
+    return jnp.where(has_spread, spread.deviation / jnp.where(has_spread, spread.std, 1.0), 0.0), has_spread

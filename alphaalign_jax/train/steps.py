@@ -27,7 +27,7 @@ from alphaalign_jax.algorithms.losses import Denominator, sampler_weight
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.ops import explained_variance, masked_mean
+from alphaalign_jax.ops import explained_variance, masked_mean, precision_of
 from alphaalign_jax.parallel import Layout, compiled, host_memory
 from alphaalign_jax.rewards.helpfulness import helpfulness_reward
 from alphaalign_jax.rewards.safety import safety_reward
@@ -208,6 +208,8 @@ class Steps:
             if settings.truncated == "bootstrap":
                 critic["bootstrap"] = bootstrap_value(value, slots, truncated)
         discounts = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
+        if self.config.reward.helpfulness == "raw":  # the reward is then as exact as the reward model's scores
+            discounts["precision"] = precision_of(self.config.reward_model.dtype)
         weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
             weight, tis = sampler_weight(old_logprob, rollout.logprob, slots, cap=settings.sampler_cap)
@@ -248,7 +250,7 @@ class Steps:
             label,
             mode=settings.helpfulness,
             std_floor=settings.std_floor,
-            relative_std_floor=settings.relative_std_floor,
+            precision=precision_of(self.config.reward_model.dtype),
         )
         asked = counts.scored + counts.unscorable
         failed = jnp.zeros_like(verdict.answered)
