@@ -71,7 +71,7 @@ class Scores:
     helpfulness: Array  # float32 [B, G], raw reward-model score; NaN where it could not or need not score
     safety_reward: Array  # float32 [B, G], R_s
     helpfulness_reward: Array  # float32 [B, G], R_h
-    reward: Array  # float32 [B, G], R = R_s + R_h; NaN where the reward model failed: such a row is not trained on
+    reward: Array  # float32 [B, G], R = R_s + R_h; NaN where the score that R needs is missing: not trained on
 
 
 @flax.struct.dataclass

@@ -61,6 +61,42 @@ def test_steps_with_a_skipped_update_are_counted_in_a_row():
     assert found == [False, False, False, True]
 
 
+def test_unscored_answers_are_judged_once_there_is_a_handful():
+    """A share of two answers says nothing; judged step by step only, small batches without a score never say anything.
+    """
+    guards = Guards(Settings(window=4))
+    step = lambda needed, left_out: [
+        (alarm.name, alarm.stops) for alarm in guards.step({"reward/needed": needed, "reward/left_out": left_out})
+    ]
+    assert [step(8, 4), step(8, 0)] == [[], []], "half is the limit"
+    assert step(8, 5) == [("unscored", True)]
+    assert step(8, 0) == [] and step(0, 0) == []
+    assert [step(2, 2), step(3, 3), step(2, 2)] == [[], [], []], "seven answers"
+    assert step(1, 1) == [("unscored", True)]
+    few = Guards(Settings(window=4))
+    assert not any(few.step({"reward/needed": 1, "reward/left_out": 1}) for _ in range(9)), "never a handful in a window"
+
+
+def test_nothing_in_format_and_nothing_scored_are_alarms():
+    """A run in which no response is in format, or a reward model that scores nothing, ends as if all were well."""
+
+    def step(guards, rate, benign=0, scored=0, unscorable=0):
+        counts = {"reward/benign": benign, "reward/scored": scored, "reward/unscorable": unscorable}
+        return {alarm.name: alarm.message for alarm in guards.step({"safety/format_rate": rate, **counts})}
+
+    guards = Guards(Settings())
+    first = step(guards, 0.0, benign=16)
+    assert set(first) == {"no_format", "no_score"} and "nothing is in format" in first["no_format"]
+    assert "nothing was scored: of the 16 responses to benign prompts none had an answer" in first["no_score"]
+    assert step(guards, 0.0, benign=16) == {}, "said once"
+    assert step(guards, 0.1, benign=16, scored=1) == {}
+    assert "the reward model failed on all 3 answers" in step(guards, 0.2, benign=16, unscorable=3)["no_score"]
+    assert step(guards, 0.2, benign=0) == {}, "a step of harmful prompts, or a reward that is off, has nothing to score"
+    assert step(guards, 0.2, benign=16) == {}, "and does not take the alarm back"
+    later = Guards(Settings(no_format=2, no_score=0))
+    assert [set(step(later, 0.0, benign=8)) for _ in range(2)] == [set(), {"no_format"}]
+
+
 def test_an_alarm_that_ended_a_run_ends_it_again():
     """Remembered as said, it is passed over when the same command is started again: a run that learns nothing."""
     settings = Settings(skipped=2)

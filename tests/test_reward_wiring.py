@@ -23,12 +23,12 @@ B, G, T = 2, 4, 3  # a benign prompt, then a harmful one
 UNSCORED, CUT = (0, 1), (1, 2)  # benign, the reward model failed; harmful, out of slots
 
 
-def made(truncated="terminal", **settings):
-    """The steps of a run with these settings of its algorithm."""
+def made(truncated="terminal", dtype="float32", **settings):
+    """The steps of a run with these settings of its algorithm. ``dtype``: the reward model's."""
     c = config_lib.defaults()
     c.model.path = "none"
     c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
-    c.reward_model.kind, c.algorithm.truncated = "callable", truncated
+    c.reward_model.kind, c.reward_model.dtype, c.algorithm.truncated = "callable", dtype, truncated
     c.algorithm.update(settings)
     layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
     return Steps(config_lib.resolve(c), Network(SPEC), Network(SPEC, head="value"), layout)
@@ -83,6 +83,38 @@ def test_a_truncated_response_is_worth_what_the_setting_says():
     rest = np.ones((B, G), bool)
     rest[CUT] = False
     np.testing.assert_allclose(np.asarray(terminal.target)[rest], np.asarray(bootstrapped.target)[rest])
+
+
+@pytest.mark.parametrize("label", [BENIGN, HARMFUL])
+def test_a_refusal_is_trained_on_without_a_score(label):
+    """A refusal's reward is known. Masked where the reward model fails, which is likely on refusals, benign prompts
+    lose the penalty that keeps them from being refused."""
+    prompts, rollout, verdict, _, scored = inputs()
+    prompts = prompts.replace(label=np.full(B, label))
+    refusal = np.array([[True, True, False, False]] * B)
+    helpfulness = np.array([[np.nan, 1, np.nan, 2]] * B, np.float32)
+    verdict = verdict.replace(refusal=refusal)
+    batch, scores, metrics, _ = made().assemble(np.float32(0), prompts, rollout, verdict, helpfulness, scored)
+    unknown = np.isnan(helpfulness) & ~refusal & (label == BENIGN)
+    assert np.array_equal(np.isnan(scores.reward), unknown)
+    assert np.array_equal(batch.sampled, np.broadcast_to(~unknown[..., None], (B, G, T)))
+    sign = 1 if label == HARMFUL else -1
+    np.testing.assert_allclose(np.asarray(scores.reward)[refusal], 0.5 + sign * 1.0)
+    names = ("benign", "scored", "unscorable", "needed", "left_out")
+    counts = [int(metrics[f"reward/{name}"]) for name in names]
+    assert counts == ([B * G, 2 * B, 2 * B, 2 * B, B] if label == BENIGN else [0] * 5)
+    assert float(metrics["reward/unscored_rate"]) == (0.5 if label == BENIGN else 0.0), "of answers that need a score"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reward_model_s_dtype_is_the_floor_under_a_spread(dtype):
+    """A setting that does not reach the reward: rounding of a bfloat16 model that earns, or a real spread that does
+    not."""
+    prompts, rollout, verdict, helpfulness, scored = inputs()
+    helpfulness[0] = [100, 101, 99, 100.5]
+    metrics = made(dtype=dtype).assemble(np.float32(0), prompts, rollout, verdict, helpfulness, scored)[2]
+    assert int(metrics["reward/flat_groups"]) == (dtype == "bfloat16")
+    assert (float(metrics["reward/helpfulness/mean"]) > 0) == (dtype == "float32")
 
 
 @pytest.mark.parametrize("sampled", [True, False])

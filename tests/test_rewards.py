@@ -263,6 +263,11 @@ def test_answerless_rows_are_no_failures():
     reward, counts = _helpfulness([1.0, 3.0, np.nan, np.nan], answered=[True, True, True, False])
     np.testing.assert_allclose(reward, [[0, 2**-0.5, 0, 0]], rtol=1e-6)
     assert (int(counts.scored), int(counts.unscorable)) == (2, 1)
+    # Of those without a score, only an answer that is no refusal needs one.
+    refusal = [False, True, True, False]
+    _, counts = _helpfulness([1.0, np.nan, 3.0, np.nan], refusal=refusal)
+    assert (int(counts.benign), int(counts.scored), int(counts.unscorable)) == (4, 2, 2)
+    assert (int(counts.needed), int(counts.left_out)) == (2, 1)
 
 
 def test_raw_and_off():

@@ -43,7 +43,7 @@ _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
     algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
     eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every checkpoint.keep_every guards.skipped
-    guards.length guards.kl""".split()
+    guards.length guards.kl guards.no_format guards.no_score""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
     guards.truncated guards.flat guards.heldout guards.unscored""".split()

@@ -205,9 +205,11 @@ class Guards:
     stop: tuple = ("skipped", "unscored")
     # Steps in a row in which an optimizer step was left out: its loss or gradient was no finite number.
     skipped: int = 3
-    # Share of a step's answers that the reward model could not score. They are left out, and refusals, which need no
-    # score, are not: what is trained on is then no fair draw.
+    # Share of a step's answers, refusals apart, that the reward model could not score. They are left out, and refusals,
+    # whose reward needs no score, are not: the remaining rows are then a biased sample.
     unscored: float = 0.5
+    no_format: int = 1  # steps in a row without any response in format
+    no_score: int = 1  # steps in a row in which no response to a benign prompt was scored
     over_refusal: float = 0.9  # share of the responses to benign prompts that refuse
     echo: float = 0.3  # share of responses that repeat the template's instruction
     empty: float = 0.3  # share of the reasoning blocks that have fewer than two words

@@ -19,9 +19,21 @@ STD_FLOOR = 0.01
 class HelpfulnessCounts:
     """How the reward came about; int32 scalars over the batch. All 0 when the reward is off."""
 
+    benign: Array  # rollouts of benign prompts
     scored: Array  # benign rollouts with an answer and a finite score
     unscorable: Array  # benign rollouts with an answer and no finite score: the reward model failed on them
+    needed: Array  # benign rollouts whose reward depends on their score: answered, not refused
+    left_out: Array  # those of them that the reward model failed on
     flat_groups: Array  # benign prompts with too few scores or too little spread to compare (``normalised`` only)
+
+
+def depends_on_score(refusal: Array, answered: Array, label: Array) -> jax.Array:
+    """Return which rollouts' rewards depend on their own score, bool [B, G]: benign, answered and not refused.
+
+    A refusal of a benign prompt earns r_f V_f - r_a, whatever its score is and whether or not it has one.
+    """
+    benign = (jnp.asarray(label) == BENIGN)[:, None]
+    return benign & jnp.asarray(answered, bool) & ~jnp.asarray(refusal, bool)
 
 
 def helpfulness_reward(
@@ -60,12 +72,13 @@ def helpfulness_reward(
         raise ValueError(f"helpfulness mode={mode!r}; valid: {', '.join(HELPFULNESS_MODES)}")
     zero = jnp.int32(0)
     if mode == "off":
-        return jnp.zeros(jnp.shape(refusal), jnp.float32), HelpfulnessCounts(zero, zero, zero)
+        return jnp.zeros(jnp.shape(refusal), jnp.float32), HelpfulnessCounts(*[zero] * 6)
 
     score = jnp.asarray(score, jnp.float32)
     benign = (jnp.asarray(label) == BENIGN)[:, None]
     expected = benign & jnp.asarray(answered, bool)
     scored = expected & jnp.isfinite(score)
+    needed = depends_on_score(refusal, answered, label)
     # Masked before any arithmetic: NaN times 0 is NaN.
     known = jnp.where(scored, score, 0.0)
 
@@ -73,10 +86,14 @@ def helpfulness_reward(
     if mode == "normalised":
         known, has_spread = _standardise(known, scored, std_floor, precision)
         flat_groups = jnp.sum(benign & ~has_spread, dtype=jnp.int32)
-    reward = jnp.where(scored & ~jnp.asarray(refusal, bool), jnp.maximum(known, 0.0), 0.0)
+    reward = jnp.where(scored & needed, jnp.maximum(known, 0.0), 0.0)
+    count = lambda rows: jnp.sum(rows, dtype=jnp.int32)
     return reward, HelpfulnessCounts(
-        scored=jnp.sum(scored, dtype=jnp.int32),
-        unscorable=jnp.sum(expected & ~scored, dtype=jnp.int32),
+        benign=count(jnp.broadcast_to(benign, scored.shape)),
+        scored=count(scored),
+        unscorable=count(expected & ~scored),
+        needed=count(needed),
+        left_out=count(needed & ~scored),
         flat_groups=flat_groups,
     )
 

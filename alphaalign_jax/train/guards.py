@@ -15,6 +15,8 @@ from alphaalign_jax.config.settings import Guards as Settings
 from alphaalign_jax.errors import ExpectedError
 
 _REWARD, _LENGTH = "critic/score/mean", "response_length/mean"
+_NEEDED, _LEFT_OUT = "reward/needed", "reward/left_out"
+_HANDFUL = 8  # answers below which a share of them says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,6 @@ _RULES = {
     "flat": _Rule(
         "reward/equal_groups", "the rollouts of {value:.0%} of the prompts all earn the same: little to learn"
     ),
-    "unscored": _Rule(
-        "reward/unscored_rate", "the reward model could not score {value:.0%} of the answers", newest=True
-    ),
     "kl": _Rule("actor/kl", "the policy is {value:.3g} nats a token from the initial one", newest=True),
 }
 
@@ -62,6 +61,8 @@ class Guards:
             "windows": {},  # metric -> its newest values
             "first_length": None,  # mean response length of the run's first window
             "skipping": 0,  # steps in a row in which an optimizer step was left out
+            "no_format": 0,  # steps in a row without a response in format
+            "no_score": 0,  # steps with benign prompts, in a row, without a score
             "best": None,  # [held-out score, training reward] of the best evaluation
             "on": [],  # alarms that are on
             "count": {},  # alarm -> times that it came on
@@ -72,12 +73,13 @@ class Guards:
 
     def step(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Alarms that come on with a training step's metrics."""
-        for metric in {rule.metric for rule in _RULES.values()} | {_REWARD, _LENGTH}:
+        for metric in {rule.metric for rule in _RULES.values()} | {_REWARD, _LENGTH, _NEEDED, _LEFT_OUT}:
             if metric in metrics and math.isfinite(metrics[metric]):
                 values = [*self.state["windows"].get(metric, []), float(metrics[metric])]
                 self.state["windows"][metric] = values[-self.settings.window :]
         found = {name: self._above(name, rule, metrics) for name, rule in _RULES.items()}
-        return self._coming_on(found | {"skipped": self._skipped(metrics), "length": self._length()})
+        found |= {"skipped": self._skipped(metrics), "length": self._length(), "unscored": self._unscored()}
+        return self._coming_on(found | self._nothing(metrics))
 
     def evaluation(self, score: float | None) -> list[Alarm]:
         """Alarms that come on with a look at held-out prompts: their score falls while the training reward is up."""
@@ -99,11 +101,46 @@ class Guards:
 
     def _skipped(self, metrics: Mapping[str, float]) -> str:
         left_out = metrics.get("actor/skipped", 0) + metrics.get("critic/skipped", 0)
-        self.state["skipping"] = self.state["skipping"] + 1 if left_out else 0
-        limit = self.settings.skipped
-        if not limit or self.state["skipping"] < limit:
+        steps, limit = self._in_a_row("skipping", bool(left_out)), self.settings.skipped
+        if not limit or steps < limit:
             return ""
-        return f"in {self.state['skipping']} steps in a row a loss or gradient was no finite number"
+        return f"in {steps} steps in a row a loss or gradient was no finite number"
+
+    def _unscored(self) -> str:
+        """Judge the newest step, or as many of the newest as it takes to have a handful of answers."""
+        needed = left_out = 0
+        windows = (reversed(self.state["windows"].get(name, [])) for name in (_NEEDED, _LEFT_OUT))
+        for answers, without in zip(*windows, strict=True):
+            needed += answers
+            left_out += without
+            if needed >= _HANDFUL:
+                break
+        limit = self.settings.unscored
+        if not limit or needed < _HANDFUL or left_out <= limit * needed:
+            return ""
+        return f"the reward model could not score {left_out / needed:.0%} of the answers"
+
+    def _nothing(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Judge whether anything was in format, and scored: only of what the step had."""
+        found = {}
+        if "safety/format_rate" in metrics:
+            says = "nothing is in format, and no response earns the format's reward; a warm-up teaches it"
+            steps = self._in_a_row("no_format", metrics["safety/format_rate"] == 0)
+            limit = self.settings.no_format
+            found["no_format"] = f"{says} (warmup.epochs)" if limit and steps >= limit else ""
+        if metrics.get("reward/benign"):  # none in a step of harmful prompts, or if the reward is off
+            failed = metrics["reward/unscorable"]
+            why = f"the reward model failed on all {failed:.0f} answers" if failed else "none had an answer"
+            says = f"nothing was scored: of the {metrics['reward/benign']:.0f} responses to benign prompts {why}"
+            steps = self._in_a_row("no_score", metrics["reward/scored"] == 0)
+            limit = self.settings.no_score
+            found["no_score"] = says if limit and steps >= limit else ""
+        return found
+
+    def _in_a_row(self, name: str, happened: bool) -> int:
+        """Count the steps in a row in which something has happened, this one included."""
+        self.state[name] = self.state[name] + 1 if happened else 0
+        return self.state[name]
 
     def _length(self) -> str:
         mean, limit = self._mean(_LENGTH), self.settings.length

@@ -55,7 +55,7 @@ class Sampled:
 
     index: np.ndarray  # int [B], rows of the training set
     responses: list[list[Response]]  # B x G
-    reward: np.ndarray  # float32 [B, G], NaN where the reward model failed
+    reward: np.ndarray  # float32 [B, G], NaN where the score that it needs is missing
     left_out: TrainBatch | None  # what the update read, where an optimizer step on it was left out
 
 

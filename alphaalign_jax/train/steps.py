@@ -27,16 +27,14 @@ from alphaalign_jax.algorithms.losses import Denominator, sampler_weight
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.ops import explained_variance, masked_mean, precision_of
+from alphaalign_jax.ops import explained_variance, masked_mean, precision_of, safe_divide
 from alphaalign_jax.parallel import Layout, compiled, host_memory
-from alphaalign_jax.rewards.helpfulness import helpfulness_reward
+from alphaalign_jax.rewards.helpfulness import depends_on_score, helpfulness_reward
 from alphaalign_jax.rewards.safety import safety_reward
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.objectives import Metrics
 from alphaalign_jax.types import BENIGN, Array, Examples, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
-
-_HANDFUL = 8  # answers below which a share of them says nothing
 
 
 class Steps:
@@ -240,7 +238,10 @@ class Steps:
         return batch, scores, metrics, kl_coef
 
     def rewards(self, label: Array, verdict: Verdict, helpfulness: Array) -> tuple[Scores, Metrics]:
-        """R_s, R_h and their sum, with counts. A benign answer that the reward model failed on has reward NaN."""
+        """Return R_s, R_h and their sum, with counts.
+
+        The sum is NaN where it depends on a score that the reward model could not give.
+        """
         settings = self.config.reward
         safety = safety_reward(verdict.format, verdict.refusal, label, r_f=settings.r_f, r_a=settings.r_a)
         helpful, counts = helpfulness_reward(
@@ -252,10 +253,9 @@ class Steps:
             std_floor=settings.std_floor,
             precision=precision_of(self.config.reward_model.dtype),
         )
-        asked = counts.scored + counts.unscorable
-        failed = jnp.zeros_like(verdict.answered)
+        unknown = jnp.zeros_like(verdict.answered)
         if settings.helpfulness != "off":
-            failed = (label == BENIGN)[:, None] & verdict.answered & ~jnp.isfinite(helpfulness)
+            unknown = depends_on_score(verdict.refusal, verdict.answered, label) & ~jnp.isfinite(helpfulness)
         scores = Scores(
             format=verdict.format,
             refusal=verdict.refusal,
@@ -263,12 +263,15 @@ class Steps:
             helpfulness=helpfulness,
             safety_reward=safety,
             helpfulness_reward=helpful,
-            reward=jnp.where(failed, jnp.nan, safety + helpful),
+            reward=jnp.where(unknown, jnp.nan, safety + helpful),
         )
         return scores, {
+            "reward/benign": counts.benign,
             "reward/scored": counts.scored,
             "reward/unscorable": counts.unscorable,
-            "reward/unscored_rate": jnp.where(asked < _HANDFUL, 0.0, counts.unscorable / jnp.maximum(asked, 1)),
+            "reward/needed": counts.needed,
+            "reward/left_out": counts.left_out,
+            "reward/unscored_rate": safe_divide(counts.left_out, counts.needed),
             "reward/flat_groups": counts.flat_groups,
         }
 
