@@ -147,6 +147,15 @@ def test_a_mini_batch_without_a_trained_token_moves_nothing():
         assert not any(value.any() for name, value in metrics.items() if name.endswith("/skipped"))
 
 
+def test_updates_that_were_left_out_do_not_count_in_the_average():
+    """Counted by steps, a first update that is skipped leaves the initial policy in what is exported."""
+    steps = made(ema_decay=0.5, minibatches=2)
+    mean = {"w": np.float32(7)}  # the initial policy
+    for updates, new, wanted in ((0, 7, 7), (1, 1, 1), (2, 3, 3), (4, 5, (5 + 0.5 * 3) / 1.5)):
+        mean = steps.average(mean, {"w": np.float32(new)}, np.int32(updates))
+        np.testing.assert_allclose(mean["w"], wanted, rtol=1e-6)
+
+
 class Recorder:
     """A reward model that says how long each answer is, and remembers what it was asked."""
 

@@ -125,6 +125,27 @@ def test_the_moving_average_is_the_run_s_result(finished):
     assert np.array_equal(hf.load(finished)[1]["embed"]["table"], average)
 
 
+def test_the_moving_average_counts_from_the_actor_s_first_update(work):
+    """While a critic warms up the policy is the initial one: averaged in, it is a quarter of what is exported. A resumed
+    run that counts from its own start, or from step 0, exports other weights."""
+    table, options = "['embed']['table']", ["--config.algorithm.critic_warmup=2", "--config.export=false"]
+    assert run(work, "critic-first", 4, *options) == 0
+    steps = [saved(work / "critic-first", step) for step in range(5)]
+    actor = [step[f"['actor']{table}"] for step in steps]
+    average = [step[f"['average']{table}"] for step in steps]
+    assert np.array_equal(actor[2], actor[0]) and not np.array_equal(actor[3], actor[2])
+    assert np.array_equal(average[2], actor[0]) and np.array_equal(average[3], actor[3])
+    np.testing.assert_allclose(average[4], (actor[4] + 0.5 * actor[3]) / 1.5, rtol=1e-5, atol=1e-7)
+    coefficients = [step["['rest']['kl_coef']"] for step in steps]
+    assert coefficients[2] == coefficients[0] != coefficients[3], "a policy that cannot move has no KL to answer to"
+    for step in (3, 4):  # resumed at the actor's first update
+        shutil.rmtree(work / f"critic-first/checkpoints/{step}")
+    (work / "critic-first/summary.json").unlink()
+    assert run(work, "critic-first", 4, *options, "--resume") == 0
+    again = saved(work / "critic-first", 4)
+    assert all(np.array_equal(again[path], steps[4][path]) for path in steps[4])
+
+
 def test_memory_settings_may_change_on_the_way(work, finished, capsys):
     """Where memory ran out, half of the micro-batch is what one goes on with; that rounding differs is said."""
     shutil.copytree(finished, work / "smaller", ignore=shutil.ignore_patterns("export", "summary.json"))

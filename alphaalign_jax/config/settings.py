@@ -165,8 +165,9 @@ class Algorithm:
     reference_on_host: bool = False  # its weights lie in the hosts' memory but for the pass that needs them
     epochs: int = 1  # passes over a step's rollouts
     minibatches: int = 1  # optimizer steps a pass
-    # Of the moving average of the policy's weights over the steps, which is then what is evaluated and exported: how
-    # often a policy refuses at all swings from step to step. Its memory is 1 / (1 - ema_decay) steps; 0 is off.
+    # Of the moving average of the policy's weights over the steps since its first update, which is then what is
+    # evaluated and exported: how often a policy refuses at all swings from step to step. Its memory is
+    # 1 / (1 - ema_decay) steps; 0 is off.
     ema_decay: float = 0.0
     # A gradient-accumulation slice: prompts of each shard of the batch; 0 is the whole mini-batch.
     micro_batch: int = 0

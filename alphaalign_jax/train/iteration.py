@@ -29,6 +29,7 @@ from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, Score
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.shapes import fitting_slots
+from alphaalign_jax.train import optimizer
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
@@ -100,6 +101,9 @@ class Iteration:
         with clock("adv"):
             known = (prompts, rollout, verdict, helpfulness, scored)
             batch, scores, metrics, kl_coef = self.steps.assemble(state.kl_coef, *known)
+            if step < self.steps.actor_from and "actor/kl_coef" in metrics:
+                # The policy cannot move yet: a KL of 0 says nothing about the coefficient.
+                kl_coef = metrics["actor/kl_coef"] = state.kl_coef
             if not self.gap_checked:
                 check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
                 self.gap_checked = True
@@ -109,16 +113,17 @@ class Iteration:
             if self.p.critic is not None:
                 critic, _ = self.updates(critic, self.steps.update_critic, batch, label, step, metrics)
         with clock("update_actor"):
-            if self.p.critic is None or step >= self.config.algorithm.critic_warmup:
+            if step >= self.steps.actor_from:
                 update = self.steps.update_actor
                 actor, first = self.updates(actor, update, batch, label, step, metrics, self.sampling)
                 if self.config.algorithm.old_logprob == "sampler":
                     # The first mini-batch meets the weights that sampled it: what it sees is the gap, at no cost.
                     metrics.setdefault("rollout/logprob_gap/mean", first["actor/logprob_shift"])
+        made = optimizer.updates_made(actor[1])
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
             actor=actor[0],
-            average=None if state.average is None else self.steps.average(state.average, actor[0], np.int32(step)),
+            average=None if state.average is None else self.steps.average(state.average, actor[0], made),
             actor_opt=actor[1],
             critic=critic[0],
             critic_opt=critic[1],
@@ -199,7 +204,7 @@ class Iteration:
         # With the sampler's log-probs as the old ones, the trainer's are needed once before the first update, to see
         # that they are the same, and while there is no update of the policy to show it.
         a = self.config.algorithm
-        idle = self.p.critic is not None and step < a.critic_warmup
+        idle = step < self.steps.actor_from
         policy = a.old_logprob == "trainer" or not self.gap_checked or idle
         if not policy and self.p.critic is None and state.reference is None:
             return {}

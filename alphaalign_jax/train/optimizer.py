@@ -32,10 +32,15 @@ def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
     return rate
 
 
+def updates_made(opt_state: Any) -> jax.Array:
+    """Return the updates that ``opt_state`` has seen, int32 []; those left out are not among them."""
+    # Adam and the schedule count alike; either count will do.
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+
+
 def learning_rate(settings: config.Optimizer, updates: int, opt_state: Any) -> jax.Array:
     """Learning rate of the next update from ``opt_state``, float32 []."""
-    # Adam and the schedule count alike; either count will do.
-    return schedule(settings, updates)(optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1])
+    return schedule(settings, updates)(updates_made(opt_state))
 
 
 def build(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:

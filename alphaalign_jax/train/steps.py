@@ -46,10 +46,14 @@ class Steps:
                 f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together"
             )
         self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
-        # Optimizer steps of the whole run. The actor stands still while a critic warms up.
-        each = config.algorithm.epochs * config.algorithm.minibatches
-        alone = config.algorithm.critic_warmup if critic is not None else 0
-        self.updates = {"actor": max(1, config.steps - alone) * each, "critic": config.steps * each}
+        # The actor stands still while a critic warms up: its first update is in this step.
+        self.actor_from = config.algorithm.critic_warmup if critic is not None else 0
+        # Optimizer steps of a step, and of the whole run.
+        self.updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
+        self.updates = {
+            "actor": max(1, config.steps - self.actor_from) * self.updates_a_step,
+            "critic": config.steps * self.updates_a_step,
+        }
         self.actor_tx = optimizer.build(config.optimizer, self.updates["actor"])
         self.critic_tx = optimizer.build(config.critic.optimizer, self.updates["critic"])
         self._check()
@@ -337,13 +341,17 @@ class Steps:
 
         return jax.lax.scan(one, weights_and_state, index)
 
-    def _average(self, average: Params, actor: Params, step: Array) -> Params:
-        """The moving average of the weights after ``step`` 0, 1, ..., with the policy's new ones in it.
+    def _average(self, average: Params, actor: Params, updates: Array) -> Params:
+        """Return the moving average of the weights with the policy's new ones in it.
 
-        With weights of decay^age that sum to 1 (Kingma and Ba 2015, section 3): the initial policy has no part in it.
+        Steps weigh decay^age, and the weights sum to 1 (Kingma and Ba 2015, section 3). Steps count from the actor's
+        first update: the initial policy has no part in it, however long a critic warmed up or updates were skipped.
+
+        ``updates`` int32 []: optimizer steps that the actor has made, from its optimizer's state.
         """
         decay = jnp.float32(self.config.algorithm.ema_decay)
-        share = (1 - decay) / (1 - decay ** (step + 1))
+        steps = jnp.maximum(1, -(-updates // self.updates_a_step))
+        share = (1 - decay) / (1 - decay**steps)
         return jax.tree.map(lambda mean, new: mean + share * (new - mean), average, actor)
 
 
