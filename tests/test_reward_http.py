@@ -173,12 +173,26 @@ def test_http_null_is_nan():
         np.testing.assert_array_equal(got, np.float32([0.5, np.nan, 2]))
 
 
-@pytest.mark.parametrize("fault", [reply(500), reply(503), reply(429), hang_up, reply(200, b"{", Content_Length="50")])
+TRANSIENT = [reply(status) for status in (408, 425, 429, 500, 502, 503, 504)]
+
+
+@pytest.mark.parametrize("fault", [*TRANSIENT, hang_up, reply(200, b"{", Content_Length="50")])
 def test_http_retries_transient_faults(fault):
     """One overloaded moment of the server, or a body cut short, must not end a run of days."""
     with _Server(fault, fault) as server:
         np.testing.assert_array_equal(quick(server.url, read_timeout=0.3).score(["q"], ["abc"]), np.float32([3]))
         assert len(server.requests) == 3
+
+
+def test_http_refuses_a_server_that_scores_less_exactly_than_the_config_says():
+    """The rounding of a bfloat16 server, taken for float32's, is paid as a preference."""
+    stated = lambda dtype: reply(200, json.dumps({"scores": [1.5], "dtype": dtype}).encode())
+    with _Server(stated("bfloat16"), stated("bfloat16"), stated("float32"), stated("fp8"), stated(["bfloat16"])) as server:
+        with pytest.raises(RewardModelError, match="scores in bfloat16.*--config.reward_model.dtype=bfloat16"):
+            quick(server.url).score(["q"], ["a"])
+        assert len(server.requests) == 1, "it would say so again"
+        assert quick(server.url, dtype="bfloat16").score(["q"], ["a"]) == [1.5]
+        assert [quick(server.url).score(["q"], ["a"]) for _ in range(3)] == [[1.5]] * 3
 
 
 def test_http_honours_retry_after():
@@ -262,6 +276,7 @@ def test_http_garbage_is_asked_for_again_and_never_read_as_scores(fault, said):
     "fault, said",
     [
         (reply(404, b"no such path"), "status 404.*no such path"),
+        *[(reply(status), f"status {status}") for status in (400, 401, 403, 405, 413, 415, 422)],
         (reply(302, Location="http://127.0.0.1:1/"), "status 302.*not followed"),
         (reply(200, b" " * 5000), "above max_response_bytes=4000"),
     ],

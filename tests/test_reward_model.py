@@ -37,6 +37,22 @@ def test_scores_take_bfloat16_and_integers():
     assert checked_scores([], 0).shape == (0,)
 
 
+def test_none_is_a_row_that_could_not_be_scored():
+    """null from a server is counted and masked; None from a function, which means the same, ended the run."""
+    for values in ([None, 1, 0.5], np.array([None, 1, 0.5], object), (None, np.float32(1), 0.5)):
+        np.testing.assert_array_equal(checked_scores(values, 3), np.float32([np.nan, 1, 0.5]))
+    assert np.isnan(checked_scores([None, None], 2)).all()
+
+
+def test_scores_of_a_coarser_type_than_the_config_says_are_refused(my_rewards):
+    """The floor under a group's spread follows reward_model.dtype: bfloat16's rounding, taken for float32's, is paid."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    my_rewards.coarse = lambda questions, answers: np.array([len(a) for a in answers], ml_dtypes.bfloat16)
+    with pytest.raises(RewardModelError, match="scores in bfloat16.*set --config.reward_model.dtype=bfloat16"):
+        build("callable", target="my_rewards:coarse").score(["q"], ["a"])
+    assert build("callable", target="my_rewards:coarse", dtype="bfloat16").score(["q"], ["a"]) == [1]
+
+
 @pytest.mark.parametrize(
     "values, said",
     [
@@ -44,7 +60,9 @@ def test_scores_take_bfloat16_and_integers():
         (np.zeros((3, 1)), r"shape \(3, 1\)"),
         (0.5, r"shape \(\)"),
         (["0.1", "0.2", "0.3"], "dtype <U3"),
-        ([None, 1.0, 2.0], "dtype object"),
+        ([None, True, 2.0], "dtype object"),
+        ([None, "0.1", 2.0], "dtype <U"),
+        (None, r"shape \(\) \(from NoneType\)"),
         ([True, False, True], "dtype bool"),
         ([1j, 2j, 3j], "dtype complex128"),
         ([[1.0], [1.0, 2.0], [3.0]], "no array of numbers"),
@@ -151,6 +169,9 @@ def test_callable_exceptions_stop_the_run_with_context(my_rewards):
     with pytest.raises(RewardModelError, match=r"my_rewards:explode failed on 2 rows: KeyError") as caught:
         build("callable", target="my_rewards:explode").score(["a", "b"], ["c", "d"])
     assert isinstance(caught.value.__cause__, KeyError)
+    my_rewards.leave = lambda questions, answers: sys.exit("no\nmodel")
+    with pytest.raises(RewardModelError, match=r"failed on 1 rows: SystemExit: no\\nmodel$"):  # in one line
+        build("callable", target="my_rewards:leave").score(["a"], ["c"])
     with pytest.raises(RewardModelError, match="1 scores for 2 rows"):
         build("callable", target="my_rewards:short").score(["a", "b"], ["c", "d"])
     model = build("callable", target="my_rewards:score")

@@ -205,11 +205,12 @@ def test_the_settings_reach_the_backends(monkeypatch):
     r = c.reward_model
     r.target, r.batch, r.timeout_s, r.retries, r.token_env = "T", 7, 3.0, 2, "TOKEN"
     r.max_length, r.label, r.tensor, r.dtype = 99, 1, 2, "bfloat16"
-    for kind in ("http", "classifier"):
+    for kind in ("http", "classifier", "callable"):
         r.kind = kind
         assembly.build_scorer(config_lib.resolve(c)).close()
-    http = {"target": "T", "url": "T", "token_env": "TOKEN", "batch_limit": 7, "read_timeout": 3.0, "max_retries": 2}
-    assert asked["http"].items() <= http.items() and asked["http"]["url"] == "T" and len(asked["http"]) == 5
+    http = {"dtype": "bfloat16", "url": "T", "token_env": "TOKEN", "batch_limit": 7, "read_timeout": 3.0, "max_retries": 2}
+    assert asked["http"].items() <= http.items() and asked["http"]["url"] == "T" and len(asked["http"]) == 6
+    assert asked["callable"] == {"target": "T", "dtype": "bfloat16"}
     found = asked["classifier"]
     assert (found["path"], found["batch_size"], found["max_length"]) == ("T", 7, 99)
     assert (found["label"], found["dtype"], found["mesh"]) == (1, "bfloat16", {"fsdp": -1, "tensor": 2})

@@ -21,6 +21,7 @@ from aiohttp import web
 from run_cases import ROOT, answering, lines, run, saved
 
 from alphaalign_jax.cli import main
+from alphaalign_jax.rewards.reward_model import wire
 from alphaalign_jax.rewards.reward_model.http import HttpRewardModel
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores
 from alphaalign_jax.serving.command import _tls
@@ -47,7 +48,7 @@ class Model:
 
 
 @contextlib.contextmanager
-def served(token=TOKEN, tls=None, **limits):
+def served(token=TOKEN, tls=None, dtype="float32", **limits):
     """(model, port) of an endpoint in a thread of its own."""
     model, ready, end = Model(), threading.Event(), None
     found = {}
@@ -58,7 +59,7 @@ def served(token=TOKEN, tls=None, **limits):
         found["stop"] = lambda: loop.call_soon_threadsafe(end.set)
         settings = Limits(**GENEROUS | limits)
         pool = Pool(model, rows=settings.max_rows, waiting=settings.max_waiting)
-        endpoint = found["endpoint"] = Endpoint(pool, token, settings)
+        endpoint = found["endpoint"] = Endpoint(pool, token, settings, dtype)
         runner = endpoint.runner(endpoint.application())
         await runner.setup()
         working = asyncio.create_task(pool.work())
@@ -112,6 +113,15 @@ def test_our_client_gets_what_the_model_says(monkeypatch):
                 f"http://127.0.0.1:{model.port}/score", token_env="REWARD_TOKEN", max_retries=1, backoff=0
             ).score(["How?"], ["fail"])
         assert model.endpoint.rows == 10
+
+
+def test_a_served_model_says_how_exact_it_is():
+    """Served in bfloat16 and taken for float32, a run pays for the rounding that it knows of in its own model."""
+    with served(token=None, dtype="bfloat16") as model:
+        url = f"http://127.0.0.1:{model.port}/score"
+        with pytest.raises(RewardModelError, match="set --config.reward_model.dtype=bfloat16"):
+            HttpRewardModel(url, max_retries=0).score(["How?"], ["So."])
+        assert HttpRewardModel(url, max_retries=0, dtype="bfloat16").score(["How?"], ["So."]) == [3.0]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
@@ -170,6 +180,7 @@ def test_what_cannot_be_scored_is_refused(body, headers, status, says):
     with served() as model:
         found = ask(model.port, body, **headers)
         assert found[0] == status and says in found[1]["error"], found
+        assert not wire.worth_another_try(status), "our client would send it again for minutes"
         assert not model.calls and ask(model.port, rows("So."))[1] == {"scores": [3.0]}
 
 
@@ -203,7 +214,8 @@ def test_a_request_that_never_arrives_and_one_without_end():
         return found[0] if found else b""
 
     with served(receive_timeout=0.3) as model:
-        assert b" 408 " in raw(model.port, head + b'Content-Length: 100\r\n\r\n{"quest')
+        slow = raw(model.port, head + b'Content-Length: 100\r\n\r\n{"quest')
+        assert b" 408 " in slow and b"Retry-After: 1" in slow and wire.worth_another_try(408)
         assert raw(model.port, b"POST /score HT") == b"", "closed without a word"
         endless = b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"
         raw(model.port, head + b"Transfer-Encoding: chunked\r\n\r\n", endless)
@@ -256,6 +268,7 @@ def test_a_full_queue_says_so_and_a_slow_model_is_not_waited_for():
         queued.start()
         wait_until(lambda: model.endpoint._pool.waiting == 2)
         status, said = ask(model.port, rows("c"))
+        assert wire.worth_another_try(status) and wire.worth_another_try(503)
         assert status == 429 and "2 rows wait already, 2 may; ask again" in said["error"]
         queued.join(10)
         slow.join(10)

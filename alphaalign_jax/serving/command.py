@@ -73,7 +73,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
     pool = Pool(scorer.score, rows=limits.max_rows, waiting=limits.max_waiting)
-    endpoint = Endpoint(pool, token, limits)
+    endpoint = Endpoint(pool, token, limits, config.reward_model.dtype)
     runner = endpoint.runner(endpoint.application())
     await runner.setup()
     working = asyncio.create_task(pool.work())
@@ -87,6 +87,8 @@ async def _serve(
         asked = f", with the bearer token of {args.token_env}" if token else ""
         display.say(f"{config.reward_model.target} answers at {url}{asked}; a run asks it with")
         named = f" --config.reward_model.token_env={args.token_env}" if token else ""
+        if config.reward_model.dtype != "float32":
+            named += f" --config.reward_model.dtype={config.reward_model.dtype}"
         display.say(f"  --config.reward_model.kind=http --config.reward_model.target={url}{named}")
         if token and not tls and args.host not in LOOPBACK:
             display.say("  the token travels unencrypted: give --certificate, or put a proxy with TLS before it")

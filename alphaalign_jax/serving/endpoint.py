@@ -1,8 +1,7 @@
-"""A reward model behind HTTP: the other side of ``rewards.reward_model.http``.
+"""A reward model behind HTTP: the server of the protocol in ``rewards.reward_model.wire``.
 
-    POST /score    {"questions": ["...", ...], "answers": ["...", ...]}
-    200            {"scores": [0.7, null, ...]}        one a row, null = could not score
-    else           {"error": "..."}
+    POST /score    as there
+    else           {"error": "..."}, with Retry-After if the same request is worth another try
     GET  /health   200, without a token
 
 Who asks is a stranger until the bearer token is seen, and no request may hold memory, a thread or the queue for longer
@@ -22,6 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
+from alphaalign_jax.rewards.reward_model import wire
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_texts
 from alphaalign_jax.serving.pooling import Full, Pool
 from alphaalign_jax.text import json_of, printable
@@ -56,10 +56,11 @@ class Refused(Exception):
 
 
 class Endpoint:
-    """Requests to ``pool``. ``token``: the bearer token that each must have; None where whoever asks may."""
+    """Requests to ``pool``. ``token``: the bearer token that each must have; None where whoever asks may. ``dtype``:
+    what the model computes in."""
 
-    def __init__(self, pool: Pool, token: str | None, limits: Limits):
-        self._pool, self._limits = pool, limits
+    def __init__(self, pool: Pool, token: str | None, limits: Limits, dtype: str = "float32"):
+        self._pool, self._limits, self._dtype = pool, limits, dtype
         self._token = None if token is None else f"Bearer {token}".encode()
         self.answered: collections.Counter[int] = collections.Counter()  # requests by status
         self.rows = 0  # scored
@@ -103,7 +104,7 @@ class Endpoint:
             async with asyncio.timeout(self._limits.timeout):
                 scores = await self._pool.score(questions, answers)
         except Full as error:
-            raise Refused(429, f"{error}; ask again", Retry_After="1") from None
+            raise Refused(429, f"{error}; ask again") from None
         except TimeoutError:
             seconds = self._limits.timeout
             raise Refused(503, f"not scored within {seconds:g} s; {self._pool.waiting} rows wait") from None
@@ -111,7 +112,7 @@ class Endpoint:
             raise Refused(500, str(error)) from None
         self.rows += len(questions)
         self.seconds += time.monotonic() - began
-        return web.json_response({"scores": [float(x) if math.isfinite(x) else None for x in scores]})
+        return web.json_response(wire.reply(scores, self._dtype))
 
     def _admit(self, request: web.Request) -> None:
         """Before anything of the body is read."""
@@ -155,4 +156,6 @@ class Endpoint:
 
 
 def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
+    if wire.worth_another_try(status):
+        headers = {"Retry-After": "1", **headers}
     return web.json_response({"error": printable(message)[:_SHOWN]}, status=status, headers=headers)

@@ -97,12 +97,14 @@ def build_scorer(config: Config) -> AsyncScorer | None:
     r = config.reward_model
     if r.kind == "none" or config.reward.helpfulness == "off":
         return None
-    options: dict[str, Any] = {"target": r.target}
-    if r.kind == "http":
-        options = {"url": r.target, "token_env": r.token_env or None, "batch_limit": r.batch}
+    options: dict[str, Any] = {"dtype": r.dtype}
+    if r.kind == "callable":
+        options |= {"target": r.target}
+    elif r.kind == "http":
+        options |= {"url": r.target, "token_env": r.token_env or None, "batch_limit": r.batch}
         options |= {"read_timeout": r.timeout_s, "max_retries": r.retries}
     elif r.kind == "classifier":
-        options = {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length, "dtype": r.dtype}
+        options |= {"path": hf.resolve(r.target), "batch_size": r.batch, "max_length": r.max_length}
         options |= {"label": None if r.label < 0 else r.label, "on_host": r.on_host}
         options |= classifier_layout(config, local_devices(config.mesh.devices))
     return AsyncScorer(reward_model.build(r.kind, **options))

@@ -1,6 +1,6 @@
 """A Python function as reward model, named ``module:function`` in the config.
 
-def score(questions: list[str], answers: list[str]) -> Sequence[float]    # NaN = could not score
+def score(questions: list[str], answers: list[str]) -> Sequence[float | None]    # None or NaN = could not score
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
+from alphaalign_jax.text import inline
 
 
 def resolve(target: str) -> Callable[..., Any]:
@@ -65,8 +66,10 @@ def _source(function: Callable[..., Any]) -> str:
 class CallableRewardModel:
     """Scores with a plain Python function; an exception in it stops the run and is shown with its cause."""
 
-    def __init__(self, target: str):
+    def __init__(self, target: str, dtype: str = "float32"):
+        """``dtype``: what the function computes in, one of ``DTYPES``."""
         self.target = target
+        self._dtype = dtype
         self._function = resolve(target)
         self.identity = _source(self._function)
 
@@ -76,10 +79,10 @@ class CallableRewardModel:
         n = len(questions)
         try:
             values = self._function(questions, answers)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            reason = inline(f"{type(error).__name__}: {error}")
             raise RewardModelError(f"reward function {self.target} failed on {n} rows: {reason}") from error
-        return checked_scores(values, n, f"reward function {self.target}")
+        return checked_scores(values, n, f"reward function {self.target}", self._dtype)
 
     def close(self) -> None:
         """Nothing to free."""

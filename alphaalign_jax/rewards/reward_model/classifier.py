@@ -25,11 +25,10 @@ from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout, build_mesh, host_memory, rule_table, use
 from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.rewards.reward_model.chat_text import ChatText
-from alphaalign_jax.rewards.reward_model.protocol import checked_texts
+from alphaalign_jax.rewards.reward_model.protocol import DTYPES, checked_texts
 
 log = logging.getLogger(__name__)
 _SHORTEST_BUCKET = 128
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
@@ -103,8 +102,8 @@ class ClassifierRewardModel:
         label = self._checked_label(label, spec.num_labels)
         if batch_size < 1:
             raise ValueError(f"{self._name}: batch_size={batch_size} must be at least 1")
-        if dtype not in _DTYPES:
-            raise ValueError(f"{self._name}: dtype={dtype!r}, expected one of {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise ValueError(f"{self._name}: dtype={dtype!r}, expected one of {', '.join(DTYPES)}")
         self._layout = Layout(build_mesh(**dict(mesh or {}), devices=devices or jax.local_devices()), rule_table(rules))
         self._layout.check("reward model batch", (batch_size,), ("batch",))
         self._batch_size = batch_size

@@ -31,9 +31,9 @@ def build(kind: str = "none", **options: Any) -> RewardModel | None:
 
     ``options`` are the backend's own arguments:
 
-        callable    target
+        callable    target, dtype
         http        url, batch_limit, max_concurrency, connect_timeout, read_timeout, max_retries, backoff, max_backoff,
-                    retry_after_limit, token_env, max_response_bytes
+                    retry_after_limit, token_env, max_response_bytes, dtype
         classifier  see ``ClassifierRewardModel``
 
     Raises:

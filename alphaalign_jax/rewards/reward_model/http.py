@@ -1,13 +1,10 @@
-"""A reward model behind HTTP.
+"""A reward model behind HTTP: the client of the protocol in ``wire``.
 
-    POST url   {"questions": ["...", ...], "answers": ["...", ...]}
-    200        {"scores": [0.7, null, ...]}        one a row, null = could not score
-
-Retried with exponential backoff and jitter: status 429 and 5xx (``Retry-After`` honoured), time-outs, broken
-connections, and a 200 whose body is not the JSON above or has a wrong count, as that of a proxy whose server starts
-again. Anything else is an error at once, since the same request would fail the same way. Redirects are not followed
-(the bearer token would travel to another host) and proxy variables are not read: a reward server is a neighbour. The
-standard library's client is enough for that.
+Retried with exponential backoff and jitter: the statuses of ``wire.worth_another_try`` (``Retry-After`` honoured),
+time-outs, broken connections, and a 200 whose body is not the JSON expected or has a wrong count, as that of a proxy
+whose server starts again. Anything else is an error at once, since the same request would fail the same way. Redirects
+are not followed (the bearer token would travel to another host) and proxy variables are not read: a reward server is a
+neighbour. The standard library's client is enough for that.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import contextlib
 import datetime
 import email.utils
 import http.client
-import json
 import logging
 import os
 import random
@@ -31,8 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from alphaalign_jax.config import urls
-from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, checked_scores, checked_texts
-from alphaalign_jax.text import json_of, printable
+from alphaalign_jax.rewards.reward_model import wire
+from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, check_precision, checked_texts
+from alphaalign_jax.text import printable
 
 log = logging.getLogger(__name__)
 _SHOWN = 400  # characters of an error, with what a server said
@@ -100,31 +97,6 @@ def retry_after_seconds(value: str | None) -> float:
     return max(0.0, when.timestamp() - time.time())
 
 
-def _parse_scores(body: bytes, n: int, source: str) -> np.ndarray:
-    try:
-        reply = json_of(body)
-    except (ValueError, RecursionError) as error:
-        raise RewardModelError(f"{source}: the response is not JSON: {error}") from error
-    values = reply.get("scores") if isinstance(reply, dict) else None
-    if not isinstance(values, list):
-        shape = f"keys {sorted(reply)[:5]}" if isinstance(reply, dict) else type(reply).__name__
-        raise RewardModelError(f'{source}: expected {{"scores": [...]}}, got {shape}')
-    for i, value in enumerate(values):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            # What a server says in place of a number may be the token that it was sent.
-            shown = type(value).__name__ if isinstance(value, str) else f"{value!r:.80}"
-            raise RewardModelError(f"{source}: scores[{i}] is {shown}, expected a number or null")
-    # float64 first: a JSON integer may not fit any NumPy integer.
-    return checked_scores([float("nan") if v is None else _as_float(v) for v in values], n, source)
-
-
-def _as_float(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("nan")
-
-
 def _hang_up(sock: socket.socket) -> None:
     """From another thread: whoever reads from it is told that it is closed."""
     with contextlib.suppress(OSError):
@@ -136,6 +108,8 @@ class HttpRewardModel:
 
     Args:
         url: ``http://host:port/path`` or ``https://...``.
+        dtype: what the server's scores are computed in, one of ``DTYPES``. A server that states a less exact one is
+            refused.
         token_env: name of an environment variable that holds a bearer token; read once, here.
         others: see ``_Limits``; times in seconds. With the defaults a server that is down is given up after two to
             four minutes: it may have weights to load.
@@ -155,7 +129,9 @@ class HttpRewardModel:
         retry_after_limit: float = 300.0,
         token_env: str | None = None,
         max_response_bytes: int = 8 << 20,
+        dtype: str = "float32",
     ):
+        self._dtype = dtype
         self._limits = _Limits(
             batch_limit, max_concurrency, connect_timeout, read_timeout, max_retries, backoff, max_backoff,
             retry_after_limit, max_response_bytes,
@@ -206,7 +182,7 @@ class HttpRewardModel:
             _hang_up(sock)
 
     def _score_batch(self, questions: list[str], answers: list[str], stop: threading.Event) -> np.ndarray:
-        body = json.dumps({"questions": questions, "answers": answers}).encode()
+        body = wire.request_body(questions, answers)
         limits = self._limits
         for attempt in range(limits.max_retries + 1):
             if stop.is_set() or self._closed.is_set():
@@ -231,9 +207,11 @@ class HttpRewardModel:
 
     def _scores(self, body: bytes, n: int) -> np.ndarray:
         try:
-            return _parse_scores(body, n, "the server")
+            scores, dtype = wire.parse_reply(body, n, "the server")
         except RewardModelError as error:
             raise _Transient(str(error)) from None
+        check_precision(dtype or self._dtype, self._dtype, self._name)
+        return scores
 
     def _masked(self, text: str) -> str:
         """What a server says, cut, and without the token: some echo the header that they refuse."""
@@ -322,7 +300,7 @@ class HttpRewardModel:
         status = response.status
         if status == 200:
             return
-        if status == 429 or status >= 500:
+        if wire.worth_another_try(status):
             raise _Transient(f"status {status}", retry_after_seconds(response.getheader("Retry-After")))
         said = response.read(1000).decode("utf-8", errors="replace")
         hint = " (redirects are not followed: give the final url)" if 300 <= status < 400 else ""

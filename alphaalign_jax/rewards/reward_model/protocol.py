@@ -1,8 +1,8 @@
 """The reward-model protocol, the check every backend's scores go through, and the wrapper that keeps scoring off the
 training loop's critical path.
 
-A reward model is a host call: texts in, one float32 a row out. NaN says "this row could not be scored" and is masked
-and counted by the helpfulness reward; a call that fails as a whole raises ``RewardModelError``. The two are never
+A reward model is a host call: texts in, one float32 a row out. NaN says "this row could not be scored": it is counted,
+and a row whose reward needs its score is masked. A call that fails as a whole raises ``RewardModelError``. The two are never
 mixed: a failed call summed as 0 looks exactly like a policy that is not helpful, and trains as one.
 """
 
@@ -20,7 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from alphaalign_jax.config.checks import CHOICES
 from alphaalign_jax.errors import ExpectedError
+from alphaalign_jax.ops import precision_of
+
+# What a reward model may compute its scores in (reward_model.dtype): how exact they are.
+DTYPES = CHOICES["reward_model.dtype"]
 
 
 class RewardModelError(ExpectedError):
@@ -66,17 +71,30 @@ def checked_texts(questions: Sequence[str], answers: Sequence[str]) -> tuple[lis
     return list(questions), list(answers)
 
 
-def checked_scores(values: Any, n: int, source: str = "the reward model") -> np.ndarray:
-    """What a backend returned, as float32 [n].
+def check_precision(found: str, dtype: str, source: str) -> None:
+    """Raise RewardModelError if scores of type ``found`` are less exact than ``dtype``, which the config has."""
+    if precision_of(found) > precision_of(dtype):
+        raise RewardModelError(
+            f"{source} scores in {found}, and reward_model.dtype={dtype}: its rounding would pass for preferences; set "
+            f"--config.reward_model.dtype={found}"
+        )
 
-    Infinite values, and those that overflow float32, become NaN: they cannot be normalised within a group. Integers
-    and every floating dtype (bfloat16 too) are taken; booleans, strings and objects are not.
+
+def checked_scores(
+    values: Any, n: int, source: str = "the reward model", dtype: str | None = None
+) -> np.ndarray:
+    """Return what a backend returned as float32 [n].
+
+    None is NaN: could not score. So are infinite values, and those that overflow float32: they cannot be normalised
+    within a group. Integers and every floating dtype (bfloat16 too) are taken; booleans, strings and other objects are
+    not.
 
     Raises:
-        RewardModelError: a wrong count, a wrong rank, or values that are not numbers.
+        RewardModelError: a wrong count, a wrong rank, values that are not numbers, or an array of a type that is less
+            exact than ``dtype`` (None: any will do).
     """
     try:
-        array = np.asarray(values)
+        array = _with_nan(np.asarray(values))
     except (ValueError, TypeError, RuntimeError) as error:
         kind = type(values).__name__
         raise RewardModelError(f"{source} returned a {kind} that is no array of numbers: {error}") from error
@@ -89,10 +107,19 @@ def checked_scores(values: Any, n: int, source: str = "the reward model") -> np.
     if not (jax.dtypes.issubdtype(array.dtype, np.floating) or jax.dtypes.issubdtype(array.dtype, np.integer)):
         shown = array[:3].tolist()
         raise RewardModelError(f"{source} returned dtype {array.dtype} (first values {shown!r:.120}); {wanted}")
+    if dtype is not None and jax.dtypes.issubdtype(array.dtype, np.floating):
+        check_precision(array.dtype, dtype, source)
     with np.errstate(over="ignore"):
         scores = array.astype(np.float32)
     scores[~np.isfinite(scores)] = np.nan
     return scores
+
+
+def _with_nan(array: np.ndarray) -> np.ndarray:
+    """Numbers with NaN in the place of None; anything else as it is."""
+    if array.dtype != object or array.ndim != 1 or any(isinstance(value, (bool, np.bool_)) for value in array):
+        return array
+    return np.asarray([float("nan") if value is None else value for value in array])
 
 
 class ScoreFuture:
