@@ -45,13 +45,12 @@ def run(args: Any, config: Config, display: Display | None = None) -> None:
         )
     if jax.process_count() > 1:
         raise ValueError("serve runs on one host: start one on each, without ALPHAALIGN_PROCESSES")
-    scorer = assembly.build_scorer(config)
+    scorer = assembly.open_scorer(config)  # one that fails does so now, and is compiled
     if scorer is None:
         raise ValueError(
             "reward.helpfulness=off: the config reads no reward model; set --config.reward.helpfulness=raw"
         )
     with contextlib.closing(scorer):
-        scorer.score(["How so?"], ["In this way."])  # one that fails at once does so now; and it is compiled
         asyncio.run(_serve(scorer, config, args, token, tls, limits, display or Display()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from alphaalign_jax.parallel import Layout, build_mesh, first_devices, local_dev
 from alphaalign_jax.rewards import reward_model
 from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
+from alphaalign_jax.rewards.reward_model.together import probe
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
@@ -36,7 +38,7 @@ BUILTIN_TINY = "builtin:tiny"
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run that has been checked and loaded, and has compiled nothing yet."""
+    """A run that has been checked and loaded. Only its reward classifier has compiled anything yet."""
 
     config: Config
     policy: Policy
@@ -110,6 +112,22 @@ def build_scorer(config: Config) -> AsyncScorer | None:
     return AsyncScorer(reward_model.build(r.kind, **options))
 
 
+def open_scorer(config: Config, look: Callable[[str], None] = lambda _: None) -> AsyncScorer | None:
+    """Return the reward model once it has scored a first row. RewardModelError if it fails, on all processes.
+
+    ``look`` is called about once a second, with what is waited for, and may raise.
+    """
+    scorer = build_scorer(config)
+    if scorer is None:
+        return None
+    try:
+        probe(scorer, lambda: look("waiting for the reward model's first answer"))
+    except BaseException:
+        scorer.close()
+        raise
+    return scorer
+
+
 def classifier_layout(config: Config, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """How a reward classifier lies on one host's ``devices``, as arguments of it."""
     return {
@@ -169,48 +187,43 @@ def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror
 
 
 def prepare(
-    config: Config, mirror: buckets.Mirror | None = None, say: Callable[[str], Any] = lambda _: None
+    config: Config,
+    mirror: buckets.Mirror | None = None,
+    look: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], Any] = lambda _: None,
 ) -> Prepared:
-    """Read data and model, build layouts. Raise ValueError for anything that cannot work; ``say`` what may not."""
+    """Open the reward model, read data and model, build layouts. ValueError for anything that cannot work.
+
+    Raises RewardModelError for a reward model that fails on a first row. ``look``: as for ``open_scorer``. ``say`` is
+    called with what may not fit in memory.
+    """
     train_layout, rollout_layout = layouts(config)
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
     if config.warmup.epochs:
         sft.micro_batch(config.warmup, train_layout)
-    rows, heldout_rows, report = read_rows(config)
-    path = model_path(config, rows, mirror or buckets.Mirror(config.location))
-    policy = Policy.open(path, config.reward.format_mode, config.chat)
-    d = config.data
-    sets = build_sets(
-        {"train": rows, "heldout": heldout_rows},
-        policy.tokenizer,
-        render,
-        bucket=d.bucket,
-        max_prompt_tokens={"train": d.max_prompt_tokens},
-        on_long=d.on_long,
-        settings=policy.chat,
-    )
-    warmup_slots = 0
-    if config.warmup.epochs:
-        warmup_slots = check_warmup(warmup_prompts(sets["train"], config), config, policy)
-    actor = actor_network(config, policy.spec)
-    _check_length(config, policy.spec, sets)
-    _check_slices(config, sets["train"], train_layout)
-    critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
-    sampled = rollout_network(config, policy.spec)
-    engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
-    sizes = memory.Sizes.of(config, sets["train"], warmup_slots)
-    reward = reward_classifier(config)
-    scored_by = hf.load_spec(reward) if reward else None
-    made = lambda changed: memory.estimate(
-        changed,
-        actor_network(changed, policy.spec),
-        critic and actor_network(changed, critic.spec, head="value"),
-        (train_layout, rollout_layout),
-        sizes,
-        scored_by,
-    )
-    expected = memory.check(config, made, say)
+    scorer = open_scorer(config, look)
+    with contextlib.ExitStack() as undo:
+        if scorer is not None:
+            undo.enter_context(contextlib.closing(scorer))
+        rows, heldout_rows, report = read_rows(config)
+        path = model_path(config, rows, mirror or buckets.Mirror(config.location))
+        policy = Policy.open(path, config.reward.format_mode, config.chat)
+        sets = tokenized_sets(config, policy, rows, heldout_rows)
+        warmup_slots = 0
+        if config.warmup.epochs:
+            warmup_slots = check_warmup(warmup_prompts(sets["train"], config), config, policy)
+        actor = actor_network(config, policy.spec)
+        _check_length(config, policy.spec, sets)
+        _check_slices(config, sets["train"], train_layout)
+        critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
+        sizes = memory.Sizes.of(config, sets["train"], warmup_slots)
+        made = memory_estimator(policy.spec, critic, (train_layout, rollout_layout), sizes)
+        expected = memory.check(config, made, say)
+        sampled = rollout_network(config, policy.spec)
+        how = InFlight.of(config.rollout)
+        engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=how)
+        undo.pop_all()  # the reward model is the run's from here on
     return Prepared(
         config=config,
         policy=policy,
@@ -223,8 +236,38 @@ def prepare(
         audit=report,
         memory=expected,
         warmup_slots=warmup_slots,
-        scorer=build_scorer(config),
+        scorer=scorer,
     )
+
+
+def tokenized_sets(
+    config: Config, policy: Policy, rows: Sequence[PromptRow], heldout_rows: Sequence[PromptRow]
+) -> dict[str, PromptSet]:
+    """Return the training and the held-out prompts, tokenized with one shared prefix."""
+    d = config.data
+    return build_sets(
+        {"train": rows, "heldout": heldout_rows},
+        policy.tokenizer,
+        render,
+        bucket=d.bucket,
+        max_prompt_tokens={"train": d.max_prompt_tokens},
+        on_long=d.on_long,
+        settings=policy.chat,
+    )
+
+
+def memory_estimator(
+    spec: ModelSpec, critic: Network | None, layouts: tuple[Layout, Layout], sizes: memory.Sizes
+) -> Callable[[Config], memory.Estimate]:
+    """Return the function that estimates the memory of a config like the one that was prepared."""
+
+    def made(config: Config) -> memory.Estimate:
+        reward = reward_classifier(config)
+        scored_by = hf.load_spec(reward) if reward else None
+        valued_by = critic and actor_network(config, critic.spec, head="value")
+        return memory.estimate(config, actor_network(config, spec), valued_by, layouts, sizes, scored_by)
+
+    return made
 
 
 def actor_network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:

@@ -25,7 +25,8 @@ from alphaalign_jax.parallel import compiles, processes, to_host
 from alphaalign_jax.rewards import hacking
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
-from alphaalign_jax.rewards.reward_model.protocol import RewardModelError, ScoreFuture
+from alphaalign_jax.rewards.reward_model.protocol import ScoreFuture
+from alphaalign_jax.rewards.reward_model.together import await_scores
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
 from alphaalign_jax.shapes import fitting_slots
@@ -35,7 +36,6 @@ from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
 
 _PADDING = 0.25  # of the slots of a prompt's rollouts, which its own padding may add
-_LOOK_SECONDS = 1.0  # between looks at a request to end, where the reward model is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,22 +268,13 @@ class _Clock:
 def _await_scores(
     pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int], look: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """float32 [B, G], NaN where nothing was asked or nothing could be said. ``look`` is called once a second."""
+    """float32 [B, G], NaN where nothing was asked or nothing could be said. ``look``: of ``await_scores``."""
     helpfulness = np.full(shape, np.nan, np.float32)
     if pending is None:
         return helpfulness
-    (future, places), error = pending, None
-    while not processes.gather_rows(np.asarray(future.wait(_LOOK_SECONDS))).all():
-        look()
-    try:
-        for (b, g), score in zip(places, future.result(), strict=True):
-            helpfulness[b, g] = score
-    except RewardModelError as failed:
-        error = failed
-    # All processes stop where one must: the others would wait for its rows for ever.
-    failures = np.flatnonzero(processes.gather_rows(np.asarray(error is not None)))
-    if len(failures):
-        raise error or RewardModelError(f"the reward model failed on process {failures[0]}, whose log has the reason")
+    future, places = pending
+    for (b, g), score in zip(places, await_scores(future, look), strict=True):
+        helpfulness[b, g] = score
     # A row is scored by one process and NaN on all others.
     everyone = processes.gather_rows(helpfulness)
     scored = np.isfinite(everyone)

@@ -62,7 +62,7 @@ def train(
             check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
-        prepared = assembly.prepare(config, mirror, display.say)
+        prepared = assembly.prepare(config, mirror, notice.check, display.say)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
             with explaining_memory(memory.advice(prepared.memory)):
