@@ -62,19 +62,21 @@ def test_steps_with_a_skipped_update_are_counted_in_a_row():
 
 
 def test_unscored_answers_are_judged_once_there_is_a_handful():
-    """A share of two answers says nothing; judged step by step only, small batches without a score never say anything.
-    """
+    """A share of two answers says nothing; and judged step by step, small batches without a score are never said."""
     guards = Guards(Settings(window=4))
-    step = lambda needed, left_out: [
-        (alarm.name, alarm.stops) for alarm in guards.step({"reward/needed": needed, "reward/left_out": left_out})
-    ]
+
+    def step(needed, left_out):
+        alarms = guards.step({"reward/needed": needed, "reward/left_out": left_out})
+        return [(alarm.name, alarm.stops) for alarm in alarms]
+
     assert [step(8, 4), step(8, 0)] == [[], []], "half is the limit"
     assert step(8, 5) == [("unscored", True)]
     assert step(8, 0) == [] and step(0, 0) == []
     assert [step(2, 2), step(3, 3), step(2, 2)] == [[], [], []], "seven answers"
     assert step(1, 1) == [("unscored", True)]
     few = Guards(Settings(window=4))
-    assert not any(few.step({"reward/needed": 1, "reward/left_out": 1}) for _ in range(9)), "never a handful in a window"
+    single = {"reward/needed": 1, "reward/left_out": 1}
+    assert not any(few.step(single) for _ in range(9)), "never a handful in a window"
 
 
 def test_nothing_in_format_and_nothing_scored_are_alarms():

@@ -31,8 +31,9 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import rule_table
 from alphaalign_jax.planning import chips
 from alphaalign_jax.rewards import hacking, oracle
-from alphaalign_jax.rewards.reward_model.http import HttpRewardModel, _parse_scores, retry_after_seconds
-from alphaalign_jax.rewards.reward_model.protocol import checked_scores
+from alphaalign_jax.rewards.reward_model.http import HttpRewardModel, retry_after_seconds
+from alphaalign_jax.rewards.reward_model.protocol import DTYPES, checked_scores
+from alphaalign_jax.rewards.reward_model.wire import parse_reply
 from alphaalign_jax.text import printable
 from alphaalign_jax.train.assembly import as_source
 from alphaalign_jax.train.finetune import read_pairs
@@ -464,17 +465,19 @@ def test_tokenizer_files(content):
 @cases(1200, JSON.map(lambda x: {"scores": x}) | JSON, st.integers(0, 3))
 def test_replies_of_a_reward_server(reply, n):
     """A score that was not given is NaN, one that was is what it was."""
-    found = refused(_parse_scores, json.dumps(reply).encode(), n, "server")
-    if found is not None:
+    read = refused(parse_reply, json.dumps(reply).encode(), n, "server")
+    if read is not None:
+        found, dtype = read
+        assert dtype in ("", *DTYPES)
         assert found.shape == (n,) and found.dtype == np.float32 and len(reply["scores"]) == n
         for score, value in zip(found, reply["scores"]):
             given = math.nan if value is None or abs(value) > 3e38 else float(np.float32(value))
             assert score == given or (not math.isfinite(given) and math.isnan(score))
 
 
-@cases(400, broken(b'{"scores": [1.5, null, -2]}'))
+@cases(400, broken(b'{"scores": [1.5, null, -2], "dtype": "bfloat16"}'))
 def test_bytes_of_a_reward_server(content):
-    refused(_parse_scores, content, 3, "server")
+    refused(parse_reply, content, 3, "server")
 
 
 @cases(

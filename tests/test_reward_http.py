@@ -187,7 +187,8 @@ def test_http_retries_transient_faults(fault):
 def test_http_refuses_a_server_that_scores_less_exactly_than_the_config_says():
     """The rounding of a bfloat16 server, taken for float32's, is paid as a preference."""
     stated = lambda dtype: reply(200, json.dumps({"scores": [1.5], "dtype": dtype}).encode())
-    with _Server(stated("bfloat16"), stated("bfloat16"), stated("float32"), stated("fp8"), stated(["bfloat16"])) as server:
+    replies = [stated(dtype) for dtype in ("bfloat16", "bfloat16", "float32", "fp8", ["bfloat16"])]
+    with _Server(*replies) as server:
         with pytest.raises(RewardModelError, match="scores in bfloat16.*--config.reward_model.dtype=bfloat16"):
             quick(server.url).score(["q"], ["a"])
         assert len(server.requests) == 1, "it would say so again"

@@ -45,7 +45,7 @@ def test_none_is_a_row_that_could_not_be_scored():
 
 
 def test_scores_of_a_coarser_type_than_the_config_says_are_refused(my_rewards):
-    """The floor under a group's spread follows reward_model.dtype: bfloat16's rounding, taken for float32's, is paid."""
+    """The floor under a spread follows reward_model.dtype: bfloat16's rounding, taken for float32's, is paid."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
     my_rewards.coarse = lambda questions, answers: np.array([len(a) for a in answers], ml_dtypes.bfloat16)
     with pytest.raises(RewardModelError, match="scores in bfloat16.*set --config.reward_model.dtype=bfloat16"):

@@ -126,8 +126,8 @@ def test_the_moving_average_is_the_run_s_result(finished):
 
 
 def test_the_moving_average_counts_from_the_actor_s_first_update(work):
-    """While a critic warms up the policy is the initial one: averaged in, it is a quarter of what is exported. A resumed
-    run that counts from its own start, or from step 0, exports other weights."""
+    """While a critic warms up the policy is the initial one: averaged in, it is a quarter of what is exported. And a
+    resumed run that counts from its own start exports other weights."""
     table, options = "['embed']['table']", ["--config.algorithm.critic_warmup=2", "--config.export=false"]
     assert run(work, "critic-first", 4, *options) == 0
     steps = [saved(work / "critic-first", step) for step in range(5)]

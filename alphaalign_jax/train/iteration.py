@@ -33,7 +33,7 @@ from alphaalign_jax.shapes import fitting_slots
 from alphaalign_jax.train import optimizer
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
-from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, TrainBatch, TrainState
+from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, Scores, TrainBatch, TrainState
 
 _PADDING = 0.25  # of the slots of a prompt's rollouts, which its own padding may add
 
@@ -100,10 +100,7 @@ class Iteration:
             )
         with clock("adv"):
             known = (prompts, rollout, verdict, helpfulness, scored)
-            batch, scores, metrics, kl_coef = self.steps.assemble(state.kl_coef, *known)
-            if step < self.steps.actor_from and "actor/kl_coef" in metrics:
-                # The policy cannot move yet: a KL of 0 says nothing about the coefficient.
-                kl_coef = metrics["actor/kl_coef"] = state.kl_coef
+            batch, scores, metrics, kl_coef = self._assemble(state.kl_coef, step, *known)
             if not self.gap_checked:
                 check_gap(float(metrics["rollout/logprob_gap/mean"]), self.config)
                 self.gap_checked = True
@@ -119,11 +116,10 @@ class Iteration:
                 if self.config.algorithm.old_logprob == "sampler":
                     # The first mini-batch meets the weights that sampled it: what it sees is the gap, at no cost.
                     metrics.setdefault("rollout/logprob_gap/mean", first["actor/logprob_shift"])
-        made = optimizer.updates_made(actor[1])
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
             actor=actor[0],
-            average=None if state.average is None else self.steps.average(state.average, actor[0], made),
+            average=self._average(state.average, *actor),
             actor_opt=actor[1],
             critic=critic[0],
             critic_opt=critic[1],
@@ -144,6 +140,17 @@ class Iteration:
         processes.release_freed_memory()
         left_out = to_host(batch) if skipped else None
         return state, metrics, Sampled(asked.index, asked.responses, to_host(scores.reward), left_out)
+
+    def _assemble(self, kl_coef: Array, step: int, *known: Any) -> tuple[TrainBatch, Scores, dict[str, Any], Array]:
+        """``Steps.assemble``; the coefficient waits until the policy can move: until then a KL of 0 means nothing."""
+        batch, scores, metrics, updated = self.steps.assemble(kl_coef, *known)
+        if step < self.steps.actor_from and "actor/kl_coef" in metrics:
+            updated = metrics["actor/kl_coef"] = kl_coef
+        return batch, scores, metrics, updated
+
+    def _average(self, average: Any, actor: Any, actor_opt: Any) -> Any:
+        """Return the moving average with the actor's new weights in it; None if the run keeps none."""
+        return None if average is None else self.steps.average(average, actor, optimizer.updates_made(actor_opt))
 
     def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
         """The step's responses, and with ``rollout.ahead`` the next step's: sampled, and on their way to the reward

@@ -2,8 +2,8 @@
 training loop's critical path.
 
 A reward model is a host call: texts in, one float32 a row out. NaN says "this row could not be scored": it is counted,
-and a row whose reward needs its score is masked. A call that fails as a whole raises ``RewardModelError``. The two are never
-mixed: a failed call summed as 0 looks exactly like a policy that is not helpful, and trains as one.
+and a row whose reward needs its score is masked. A call that fails as a whole raises ``RewardModelError``. The two are
+never mixed: a failed call summed as 0 looks exactly like a policy that is not helpful, and trains as one.
 """
 
 from __future__ import annotations
