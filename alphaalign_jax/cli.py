@@ -48,8 +48,9 @@ def _training(commands: Any) -> None:
         nargs="?",
         const=True,
         default=False,
-        choices=("auto",),
-        help="continue from the run's newest checkpoint; auto: if there is one",
+        choices=("auto", "extend"),
+        help="continue from the run's newest checkpoint; auto: if there is one; extend: with another number of steps, "
+        "over which a decaying learning rate is computed anew",
     )
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")

@@ -70,11 +70,11 @@ def shared_programs():
         apart["reward_model"] = dataclasses.replace(config.reward_model, target="", retries=0, timeout_s=1.0)
         return repr(dataclasses.replace(config, **alike, **apart)) + repr(config.eval.max_new_tokens)
 
-    def prepared_once(config, mirror, look):
+    def prepared_once(config, mirror, look, say, *, resumes):
         read = [pathlib.Path(path).read_bytes() for path in config.data.heldout if pathlib.Path(path).is_file()]
-        key = of(dataclasses.replace(config, steps=1)) + repr(read)
+        key = of(dataclasses.replace(config, steps=1)) + repr((read, resumes))
         if key not in prepared:
-            found = prepare(config, mirror, look)
+            found = prepare(config, mirror, look, say, resumes=resumes)
             prepared[key] = dataclasses.replace(found, scorer=None)
             return found
         return dataclasses.replace(prepared[key], config=config, scorer=assembly.build_scorer(config))

@@ -216,7 +216,8 @@ def test_a_kl_ceiling_needs_a_reference():
         ({"steps": "49"}, ValueError("steps=49, but the run is already at step 50")),
         ({"steps": "60", "optimizer.decay": "0.5"}, ValueError("steps: 200 then, 60 now, and the learning rate's")),
         ({"seed": "3", "rollout.top_k": "9"}, ValueError("rollout.top_k: 0 then, 9 now; seed: 0 then, 3 now")),
-        ({"reward_model.target": "http://b/"}, ValueError("reward_model.target:")),
+        ({"reward_model.target": "elsewhere/lexical.py:other"}, ValueError("reward_model.target:")),
+        ({"reward_model.target": "elsewhere/lexical.py:score", "data.train": "a.csv", "model.path": "b"}, ""),
     ],
 )
 def test_what_a_resumption_may_change(changes, expected):

@@ -114,8 +114,10 @@ def _table(times: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> r
     keys = {"harmful answered": "harmful_answered", "benign refused": "benign_refused", "format": "format_rate"}
     for title in keys:
         out.add_column(f"{title}\n{times}".strip(), justify="right", no_wrap=True)
-    for group, shares in measured[0].items():
-        cells = [_percent([outcomes[group][key] for outcomes in measured]) for key in keys.values()]
+    # A resumed run may read its prompts from a file of another name: such a group has figures of one time only.
+    groups = {group: shares for outcomes in measured for group, shares in outcomes.items()}
+    for group, shares in groups.items():
+        cells = [_percent([outcomes.get(group, {}).get(key) for outcomes in measured]) for key in keys.values()]
         out.add_row(cell(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
     return out
 

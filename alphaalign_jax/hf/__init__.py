@@ -4,12 +4,13 @@ from alphaalign_jax.hf.chat import ChatSettings, control_texts, end_of_turn, rea
 from alphaalign_jax.hf.convert import Model, convert, read_model
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import check, load
-from alphaalign_jax.hf.orbax_model import describe_run, save_model
+from alphaalign_jax.hf.orbax_model import CRITIC_CONFIG, describe_run, save_model
 from alphaalign_jax.hf.paths import (
     is_classifier,
     load_config,
     load_generation_config,
     load_spec,
+    read_json,
     resolve,
     saved_chat,
     spec_of,
@@ -18,6 +19,7 @@ from alphaalign_jax.hf.staging import check_target
 from alphaalign_jax.hf.tokenizer import load_tokenizer, stop_ids, token_ids
 
 __all__ = [
+    "CRITIC_CONFIG",
     "ChatSettings",
     "Model",
     "check",
@@ -33,6 +35,7 @@ __all__ = [
     "load_generation_config",
     "load_spec",
     "load_tokenizer",
+    "read_json",
     "read_model",
     "reads_date",
     "resolve",

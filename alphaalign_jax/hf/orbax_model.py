@@ -10,6 +10,7 @@ The weights of a training run are those of its checkpoint, which has the digests
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from alphaalign_jax.hf.paths import MARKER, RUN_STEPS, is_step, kind, load_spec,
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel.digest import digests
+
+
+CRITIC_CONFIG = "critic.json"  # of a run
 
 
 def save_model(
@@ -59,11 +63,12 @@ def describe_run(
     *,
     item: str,
     chat: ChatSettings,
+    critic_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a training run's folder a model; ``resolve(run_dir)`` finds it.
 
     ``<run>/model`` holds configs and tokenizer, and says that the weights are ``item`` of the newest step in
-    ``<run>/checkpoints``.
+    ``<run>/checkpoints``. ``critic_config``: the config of a critic with a body of its own, kept beside them.
     """
     config = merged_config(network, base_config, tokenizer, "float32")
     marks = {
@@ -77,6 +82,8 @@ def describe_run(
     with staged(Path(run_dir) / "model", **marks) as out:
         if jax.process_index() == 0:
             write_configs(out, config, generation_config, tokenizer, chat)
+            if critic_config is not None:
+                (out / CRITIC_CONFIG).write_text(json.dumps(dict(critic_config), indent=2) + "\n", encoding="utf-8")
 
 
 def _weights(path: Path) -> Path:

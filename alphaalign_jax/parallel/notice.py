@@ -59,15 +59,17 @@ class Notice:
             self._signal = seen
         return bool(seen)
 
-    def check(self, what: str) -> None:
-        """Raises Ended where there is nothing to save."""
+    def check(self, what: str, *, kept: bool = True) -> None:
+        """Raise Ended if the run was asked to end. The caller has nothing to save."""
         if self.reached():
-            raise self.ended(what)
+            raise self.ended(what, kept=kept)
 
-    def ended(self, what: str) -> Ended:
+    def ended(self, what: str, *, kept: bool = True) -> Ended:
+        """The error to end with. ``kept``: whether a checkpoint has the run's progress."""
         number = signal.Signals(self._signal)
         status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        return Ended(f"ended by {number.name}: {what}; go on with --resume=auto", status)
+        advice = "go on with --resume=auto" if kept else "start it again with the same command"
+        return Ended(f"ended by {number.name}: {what}; {advice}", status)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         first, self._signal = self._signal is None, number

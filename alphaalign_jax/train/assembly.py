@@ -186,17 +186,27 @@ def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror
     return mirror.share("init")
 
 
+def kept_model(mirror: buckets.Mirror) -> pathlib.Path | None:
+    """A run's own copy of its models' configs and its tokenizer (``hf.describe_run``); None if it has none yet."""
+    folder = mirror.folder / "model"
+    return folder if (folder / "config.json").is_file() else None
+
+
 def prepare(
     config: Config,
     mirror: buckets.Mirror | None = None,
     look: Callable[[str], None] = lambda _: None,
     say: Callable[[str], Any] = lambda _: None,
+    *,
+    resumes: bool = False,
 ) -> Prepared:
     """Open the reward model, read data and model, build layouts. ValueError for anything that cannot work.
 
     Raises RewardModelError for a reward model that fails on a first row. ``look``: as for ``open_scorer``. ``say`` is
-    called with what may not fit in memory.
+    called with what may not fit in memory. A run that ``resumes`` reads neither ``model.path`` nor ``critic.path``: its
+    weights are in its checkpoint, everything else in its folder.
     """
+    mirror = mirror or buckets.Mirror(config.location)
     train_layout, rollout_layout = layouts(config)
     rollout_layout.check("rollout.prompts, group", (config.rollout.prompts, config.rollout.group), ("batch", "rollout"))
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
@@ -207,7 +217,8 @@ def prepare(
         if scorer is not None:
             undo.enter_context(contextlib.closing(scorer))
         rows, heldout_rows, report = read_rows(config)
-        path = model_path(config, rows, mirror or buckets.Mirror(config.location))
+        kept = kept_model(mirror) if resumes else None
+        path = kept or model_path(config, rows, mirror)
         policy = Policy.open(path, config.reward.format_mode, config.chat)
         sets = tokenized_sets(config, policy, rows, heldout_rows)
         warmup_slots = 0
@@ -216,7 +227,8 @@ def prepare(
         actor = actor_network(config, policy.spec)
         _check_length(config, policy.spec, sets)
         _check_slices(config, sets["train"], train_layout)
-        critic = critic_network(config, policy.spec) if get_estimator(config.algorithm.advantage).critic else None
+        valued = get_estimator(config.algorithm.advantage).critic
+        critic = critic_network(config, policy.spec, kept) if valued else None
         sizes = memory.Sizes.of(config, sets["train"], warmup_slots)
         made = memory_estimator(policy.spec, critic, (train_layout, rollout_layout), sizes)
         expected = memory.check(config, made, say)
@@ -313,9 +325,17 @@ def _check_slices(config: Config, prompts: PromptSet, layout: Layout) -> None:
     objectives.micro_batch(a, r.prompts // a.minibatches, slots, layout.size("batch"))
 
 
-def critic_network(config: Config, policy: ModelSpec) -> Network:
-    """The critic's network: its own body, or the policy's, cut to ``critic.num_layers``."""
-    spec = hf.load_spec(hf.resolve(config.critic.path)) if config.critic.path else policy
+def critic_network(config: Config, policy: ModelSpec, kept: pathlib.Path | None = None) -> Network:
+    """The critic's network: its own body, or the policy's, cut to ``critic.num_layers``.
+
+    ``kept``: a resumed run's ``kept_model``.
+    """
+    own = config.critic.path and kept and (kept / hf.CRITIC_CONFIG).is_file()
+    spec = policy
+    if own:
+        spec = hf.spec_of(hf.read_json(kept / hf.CRITIC_CONFIG))
+    elif config.critic.path:
+        spec = hf.load_spec(hf.resolve(config.critic.path))
     layers = config.critic.num_layers or spec.num_layers
     if not 0 < layers <= spec.num_layers:
         raise ValueError(f"critic.num_layers={config.critic.num_layers}: its body has {spec.num_layers} layers")
@@ -325,7 +345,7 @@ def critic_network(config: Config, policy: ModelSpec) -> Network:
         )
     spec = dataclasses.replace(spec, num_layers=layers, num_labels=None)
     network = actor_network(config, spec, head="value")
-    if config.critic.path:
+    if config.critic.path and not own:
         hf.check(config.critic.path, network)
     return network
 

@@ -134,10 +134,10 @@ class Checkpoints:
         found = () if self._manager is None else self._manager.all_steps()
         return sorted({*found} - {*self._damaged}, reverse=True)
 
-    def check(self, config: config_lib.Config, resume: bool) -> Progress | None:
+    def check(self, config: config_lib.Config, resume: bool, *, extend: bool = False) -> Progress | None:
         """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints.
 
-        Returns the progress of the newest that can be read, None for a new run.
+        ``extend``: see ``resumption.check``. Returns the progress of the newest that can be read, None for a new run.
         """
         if not resume and self.steps():
             raise ValueError(
@@ -154,7 +154,7 @@ class Checkpoints:
             except _Damaged as error:
                 self._damaged[step] = str(error)
             else:
-                resumption.check(progress.config, config, step)
+                resumption.check(progress.config, config, step, extend=extend)
                 return progress
         raise self._nothing_left()
 

@@ -39,7 +39,8 @@ def train(
 ) -> dict[str, Any]:
     """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
 
-    ``resume``: from the newest checkpoint; with "auto" where there is one, and a run that has ended stays as it is.
+    ``resume``: from the newest checkpoint; with "auto" if there is one, and a run that has ended stays as it is; with
+    "extend" also if a decaying learning rate is to be computed anew for another number of steps.
     Raises ValueError for a run that cannot work, before it compiles anything; CheckpointError for a disk that is full.
     With its state saved, so that the run can go on with ``resume``: RewardModelError for a reward model that is down,
     GuardError for an alarm of ``guards.stop``, Ended after a request to end.
@@ -54,15 +55,16 @@ def train(
             ended = finished(mirror.folder, config.steps)
             if ended is not None:
                 resumption.check(ended["config"], config, config.steps)
-                display.say(f"{config.location} has ended: {config.steps} steps")
-                return ended
+                if not resumption.moved(ended["config"], config):  # else the inputs are compared first
+                    display.say(f"{config.location} has ended: {config.steps} steps")
+                    return ended
             resume = bool(checkpoints.steps())
-        then = checkpoints.check(config, resume)
+        then = checkpoints.check(config, bool(resume), extend=resume == "extend")
         if not resume:
             check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
-        prepared = assembly.prepare(config, mirror, notice.check, display.say)
+        prepared = assembly.prepare(config, mirror, notice.check, display.say, resumes=then is not None)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
             with explaining_memory(memory.advice(prepared.memory)):
@@ -110,7 +112,8 @@ class Run:
         self.inputs, self.computed_by = provenance.inputs(prepared), provenance.computed_by(prepared)
         self.resumes, changed = then is not None, []
         if then is not None:
-            provenance.check_inputs(then.inputs, self.inputs)
+            for line in provenance.check_resumed(then, prepared, self.inputs, mirror):
+                display.say(line)
             changed = resumption.rounding(then.config, self.config)
             changed += provenance.differences(then.computed_by, self.computed_by)
         if changed:
@@ -148,7 +151,7 @@ class Run:
     def _introduce(self) -> None:
         p, source = self.p, self.p.policy
         self.display.say(
-            f"{self.config.name}: {p.actor.spec.num_parameters / 1e6:.1f} M parameters ({source.path.name}) on "
+            f"{self.config.name}: {p.actor.spec.num_parameters / 1e6:.1f} M parameters ({self.config.model.path}) on "
             f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh {dict(p.train_layout.mesh.shape)}; "
             f"{len(p.train)} training prompts ({p.train.dropped} dropped for length), {len(p.heldout)} held out, "
             f"template prefix of {len(p.train.prefix)} tokens"
@@ -157,10 +160,14 @@ class Run:
             self.display.say(f"the chat template asks for today's date: it is given {source.chat.date} (model.chat_date)")
         if not p.audit.clean:
             self.display.say(str(p.audit))
+        if self.resumes and assembly.kept_model(self.mirror):
+            return
         # The run's folder becomes a model that generate, evaluate and convert read: its newest checkpoint.
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
         item = result_item(self.config)
-        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs, item=item, chat=source.chat)
+        critic = hf.load_config(self.config.critic.path) if p.critic and self.config.critic.path else None
+        known = dict(item=item, critic_config=critic, chat=source.chat)
+        hf.describe_run(self.config.run_dir, p.actor, source.tokenizer, *configs, **known)
 
     # The state of the first step --------------------------------------------------------------------------------------
 
@@ -206,7 +213,7 @@ class Run:
 
             def on_step(step: int, metrics: dict[str, float]) -> None:
                 followed(step, metrics)
-                self.notice.check("in its warm-up, of which nothing is kept")
+                self.notice.check("during the warm-up, whose progress is not saved", kept=False)
 
             about = (params, rows, responses, p.policy.tokenizer, p.policy.end_id)
             return trainer.train(*about, longest=p.warmup_slots, on_step=on_step)

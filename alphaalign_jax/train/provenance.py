@@ -12,12 +12,15 @@ import jax
 import numpy as np
 
 import alphaalign_jax
+from alphaalign_jax import buckets, hf
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Params
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train import assembly, resumption
 from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.checkpoint import Progress
 from alphaalign_jax.train.records import packages
 
 
@@ -52,6 +55,40 @@ def computed_by(prepared: Prepared) -> dict[str, str]:
 def weights_id(params: Params) -> str:
     """Which weights these are, on any mesh: of the initial policy, which is the reference of the KL."""
     return _sha256([json.dumps(digests(params), sort_keys=True).encode()])
+
+
+def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str], mirror: buckets.Mirror) -> list[str]:
+    """Raise ValueError if a resumed run would read other inputs than it did, wherever they are now.
+
+    ``now``: its ``inputs``. Return lines to show: inputs that have moved, and a learning rate with another decay.
+    """
+    config = prepared.config
+    check_inputs(then.inputs, now)
+    moved = resumption.moved(then.config, config)
+    if any(line.startswith("model.path") for line in moved):
+        _check_initial(then.initial, prepared, assembly.model_path(config, assembly.read_rows(config)[0], mirror))
+    shown = [f"the same input in another place: {line}" for line in moved]
+    if resumption.rescheduled(then.config, config):
+        steps = then.config["steps"]
+        shown.append(f"the learning rate's decay is computed anew over {config.steps} steps ({steps} before)")
+    return shown
+
+
+def _check_initial(then: str, prepared: Prepared, path: pathlib.Path) -> None:
+    """Raise ValueError if the model at ``path`` has other weights than the run began with (``then``: their id).
+
+    A resumed run has its weights in its checkpoint: only a model.path that has changed is compared.
+    """
+    try:
+        now = weights_id(hf.load(path, network=prepared.actor, layout=prepared.train_layout)[1])
+        reason = "" if now == then else f"weights: sha256 {then} then, {now} now"
+    except ValueError as error:  # of another shape, or not there
+        reason = str(error)
+    if reason:
+        raise ValueError(
+            f"--resume: model.path={prepared.config.model.path} is not the model that the run began with ({reason}); "
+            "leave model.path as it was: the run's folder has all that it needs"
+        )
 
 
 def check_inputs(then: dict[str, str], now: dict[str, str]) -> None:

@@ -128,13 +128,13 @@ class Records:
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
-    """What the system says of a write, as one line that says how to go on."""
+    """Turn an OSError into one line that says how to go on."""
     try:
         yield
     except OSError as error:
         raise ExpectedError(
-            f"{path} could not be written ({error.strerror or error}); once there is room, the run can go on from its "
-            "newest checkpoint with --resume"
+            f"{path} could not be written ({error.strerror or error}); once there is room, run the command again "
+            "(train with --resume=auto, which goes on from the newest checkpoint if there is one)"
         ) from error
 
 
