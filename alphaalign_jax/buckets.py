@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
@@ -237,15 +239,29 @@ def _system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _check_folder(folder: pathlib.Path) -> None:
     """Raises ValueError for one that cannot be made or written to: found out now, not when there is something to."""
     try:
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        if there.is_dir() and os.access(there, os.W_OK):
-            return
-        reason = "cannot be written to" if there.is_dir() else "is no folder"
+        try_folder(folder.absolute())
     except OSError as error:
-        there, reason = str(folder)[:200], error.strerror
-    raise ValueError(
-        f"{str(folder)[:200]}: the run cannot be kept there ({there}: {reason}); give another --config.out"
-    )
+        raise ValueError(
+            f"{str(folder)[:200]}: the run cannot be kept there ({why(error)}); give another --config.out"
+        ) from error
+
+
+def try_folder(folder: pathlib.Path) -> None:
+    """Raise OSError if a file could not be written in ``folder``, which need not exist yet. Leaves nothing behind.
+
+    A folder is really made: permissions alone say that /proc may be written to, and a disk mounted read-only. If
+    ``folder`` does not exist it is made in the nearest parent, under a name of its own, as other processes may try too.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(there))
+    os.rmdir(tempfile.mkdtemp(prefix=".alphaalign-", dir=there))
+
+
+def why(error: OSError) -> str:
+    """An OSError's reason, with the folder that it is about."""
+    place = os.path.dirname(error.filename) if ".alphaalign-" in str(error.filename) else error.filename
+    return f"{str(place)[:200]}: {error.strerror}"
 
 
 def _check_shared(folder: pathlib.Path) -> None:

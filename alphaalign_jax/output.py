@@ -1,7 +1,8 @@
-"""The file that a command leaves: looked at before the work, written whole or not at all, by one process for all."""
+"""Command output files: validated up front, written atomically, by process 0 only."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import secrets
@@ -17,15 +18,15 @@ def check(path: str, *inputs: str) -> None:
         return
     try:
         target = _target(path)
-        folder = next(parent for parent in (*target.parents, target) if parent.exists())
-        fits = not target.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
+        if not target.exists() or target.is_file():  # a pipe, /dev/null: nothing is made
+            buckets.try_folder(target.parent)
         same = [name for name in inputs if name and not buckets.remote(name) and _same(target, name)]
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:
         raise ValueError(
-            f"--out={path[:200]}: cannot be written ({error.strerror}); give the path of a file"
+            f"--out={path[:200]}: cannot be written ({buckets.why(error)}); give the path of a file"
         ) from error
-    if not fits:
-        raise ValueError(f"--out={path}: cannot be written ({folder} is where it would go); give the path of a file")
     if same:
         raise ValueError(f"--out={path}: cannot be written ({same[0]} is what is read); give another file")
 

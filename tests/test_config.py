@@ -21,7 +21,7 @@ from alphaalign_jax.planning import chips as described
 from alphaalign_jax.planning import command, sweep
 from alphaalign_jax.planning.programs import Tokens
 from alphaalign_jax.rewards import helpfulness, oracle
-from alphaalign_jax.rewards.reward_model import factory
+from alphaalign_jax.rewards.reward_model import classifier, factory
 from alphaalign_jax.train import assembly, resumption
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +108,8 @@ def test_overrides_are_typed():
         ("warmup.epochs", "-1", "0 or more"),
         ("algorithm.minibatches", "3", "does not divide"),
         ("reward_model.kind", "none", "needs a reward model"),
+        ("reward_model.target", "", "reward_model.target is empty, and reward_model.kind='callable' needs one: a fun"),
+        ("reward_model.dtype", "float64", "expected one of float32, bfloat16, float16"),
         ("rollout.temperature", "0", "training samples"),
         ("algorithm.truncated", "drop", "terminal, bootstrap, mask"),
         ("algorithm.ema_decay", "1", "from 0 to below 1"),
@@ -444,6 +446,7 @@ def test_choices_are_those_of_the_rooms_that_read_them():
     assert choices["reward.helpfulness"] == helpfulness.HELPFULNESS_MODES
     assert choices["reward.format_mode"] == oracle.FORMAT_MODES
     assert choices["reward_model.kind"] == factory.KINDS
+    assert choices["reward_model.dtype"] == classifier._DTYPES
     assert choices["model.remat"] == tuple(REMAT)
 
 

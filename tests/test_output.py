@@ -43,9 +43,15 @@ def test_what_is_no_file_is_written_to_and_not_put_away(tmp_path):
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, name):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    access = os.access
-    monkeypatch.setattr(output.os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
-    (tmp_path / "closed").mkdir()
+    make = os.mkdir
+
+    def refusing(path, *mode):
+        if "closed/" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", refusing)
+    make(tmp_path / "closed")
     with pytest.raises(ValueError, match="cannot be written"):
         output.check(name if name == "/" else str(tmp_path / name))
 
@@ -75,13 +81,18 @@ def test_home_is_one_place(tmp_path, monkeypatch):
     assert (tmp_path / "report.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("place", ["file", "file/run", "x" * 300])
-def test_a_run_s_folder_that_cannot_be_is_refused_at_once(tmp_path, place):
+@pytest.mark.parametrize("place", ["file", "file/run", "x" * 300, "/proc/x", "/proc/x/y"])
+def test_a_folder_that_cannot_be_is_refused_at_once(tmp_path, place):
+    """Of /proc, permissions say that it may be written to: a run ended after its banner, a conversion after reading the
+    model, in a bare errno."""
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="give another --config.out"):
         buckets.Mirror(str(tmp_path / place)).pull()
     with pytest.raises(ValueError, match="cannot write to"):
         hf.check_target(tmp_path / place)
+    with pytest.raises(ValueError, match="cannot be written"):
+        output.check(str(tmp_path / place / "found.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def closed_pipe():

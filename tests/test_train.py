@@ -323,7 +323,8 @@ def test_generate_answers_the_last_turn_of_a_conversation(work, finished):
 
 
 def test_generate_samples_and_prefix(work, finished):
-    """Every sample has the promised fields; a forced prefix starts each one and has no log-probs."""
+    """Every sample has the promised fields; a forced prefix starts each one and has no log-probs: 0.0 is that of a token
+    that the model was sure of."""
     records = generate(
         work, finished / "export", "c.jsonl", "--n=3", "--temperature=1.0", "--prefix=Sure, here", "--template=false"
     )
@@ -332,7 +333,9 @@ def test_generate_samples_and_prefix(work, finished):
         for sample in record["samples"]:
             assert set(sample) == {"text", "token_ids", "logprobs", "finish", "format", "refusal"}
             assert sample["text"].startswith("Sure, here") and len(sample["token_ids"]) == len(sample["logprobs"])
-            assert sample["logprobs"][0] == 0.0 and sample["logprobs"][-1] < 0.0
+            forced = [p is None for p in sample["logprobs"]]
+            assert forced[0] and not forced[-1] and forced == sorted(forced, reverse=True)
+            assert sample["logprobs"][-1] < 0.0
     assert len({s["text"] for r in records for s in r["samples"]}) > 4
 
 

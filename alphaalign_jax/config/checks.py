@@ -52,6 +52,13 @@ _BELOW_ONE = """optimizer.b1 optimizer.b2 critic.optimizer.b1 critic.optimizer.b
 _SIZES = "mesh.data mesh.fsdp mesh.tensor".split()
 
 
+_TARGETS = {
+    "classifier": "a Hugging Face directory or hub id",
+    "http": "a URL, such as http://host:8000/score",
+    "callable": "a function, such as my_rewards:score or path/my_rewards.py:score",
+}
+
+
 def _get(config: Config, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
@@ -132,6 +139,8 @@ def _check_ranges(config: Config) -> None:
 def _check_target(config: Config) -> None:
     """Whether or not it is read: it is written down with the config. Of a path or a name there is nothing to say."""
     kind, target = config.reward_model.kind, config.reward_model.target
+    if not target and kind != "none" and config.reward.helpfulness != "off":
+        raise ValueError(f"reward_model.target is empty, and reward_model.kind={kind!r} needs one: {_TARGETS[kind]}")
     try:
         if kind == "http" and "://" in target:
             urls.checked(target)

@@ -36,13 +36,14 @@ def generate(args: Any) -> None:
     output.check(args.out, args.prompts)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
-    rows = _unlabelled(args.prompts)
-    results = sample(args, rows, Display(), group=args.n, prefix=args.prefix)
+    rows, display = _unlabelled(args.prompts), Display()
+    results = sample(args, rows, display, group=args.n, prefix=args.prefix)
     lines = (
         json.dumps({**row.to_json(), "samples": [r.to_json() for r in responses]}) + "\n"
         for row, responses in zip(rows, results, strict=True)
     )
     output.write(args.out, "".join(lines))
+    display.say(f"{len(rows)} prompts with {args.n} response(s) each: {args.out}")
 
 
 def evaluate(args: Any) -> None:
@@ -59,6 +60,7 @@ def evaluate(args: Any) -> None:
     about = {"model": args.model, "data": args.data, "chat": chat_settings(args).to_json()}
     output.write(args.out, json.dumps({**everything, "by_source": groups, **about}, indent=2) + "\n")
     display.say(outcome.single({"all": everything, **groups}))
+    display.say(f"with their counts: {args.out}")
 
 
 def sample(
@@ -102,7 +104,8 @@ def sample(
             forced=forced,
             on_batch=advance,
         )
-    if not all(math.isfinite(p) for samples in responses for one in samples for p in one.logprobs):
+    logprobs = (p for samples in responses for response in samples for p in response.logprobs if p is not None)
+    if not all(map(math.isfinite, logprobs)):
         raise ValueError(
             f"{args.model} with --dtype={args.dtype} gives log-probs that are no finite numbers: no result"
         )

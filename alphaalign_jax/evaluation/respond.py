@@ -29,7 +29,7 @@ class Response:
 
     text: str
     token_ids: list[int]  # stop token included
-    logprobs: list[float]  # one a token, nats; of forced tokens 0
+    logprobs: list[float | None]  # one a token, nats; None for forced tokens, which were not sampled
     finish: str  # stop or length
     format: bool  # V_f
     refusal: bool  # V_r
@@ -40,11 +40,9 @@ class Response:
 
 def host_responses(rollout: Rollout, verdict: Verdict, policy: Policy, rows: int) -> list[list[Response]]:
     """The first ``rows`` prompts' responses."""
-    tokens, length, finish, logprob, form, refusal = (
-        x[:rows]
-        for x in to_host(
-            (rollout.tokens, rollout.length, rollout.finish, rollout.logprob, verdict.format, verdict.refusal)
-        )
+    sampling = (rollout.tokens, rollout.length, rollout.finish, rollout.sampled, rollout.logprob)
+    tokens, length, finish, sampled, logprob, form, refusal = (
+        x[:rows] for x in to_host((*sampling, verdict.format, verdict.refusal))
     )
 
     def one(b: int, g: int) -> Response:
@@ -54,7 +52,7 @@ def host_responses(rollout: Rollout, verdict: Verdict, policy: Policy, rows: int
         return Response(
             text=raw.decode("utf-8", errors="replace"),
             token_ids=ids,
-            logprobs=[float(p) for p in logprob[b, g, :n]],
+            logprobs=[float(p) if own else None for p, own in zip(logprob[b, g, :n], sampled[b, g, :n])],
             finish="stop" if finish[b, g] == Finish.STOP else "length",
             format=bool(form[b, g]),
             refusal=bool(refusal[b, g]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from alphaalign_jax import buckets
 from alphaalign_jax.hf.paths import MARKER, marker
 
 
@@ -49,11 +51,11 @@ def check_target(out_dir: str | Path, *, replace: bool = True) -> Path:
         raise ValueError(f"cannot write to {out_dir}: give a local path, and copy it from there")
     out = Path(out_dir).expanduser().absolute()
     try:
-        there = next(parent for parent in (out, *out.parents) if parent.exists())
+        buckets.try_folder(out.parent)
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(out))
     except OSError as error:
-        raise ValueError(f"cannot write to {str(out)[:200]} ({error.strerror}); give another directory") from error
-    if not there.is_dir():
-        raise ValueError(f"cannot write to {out}: {there} is a file; give a directory")
+        raise ValueError(f"cannot write to {str(out)[:200]} ({buckets.why(error)}); give another directory") from error
     present = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if MARKER in present and not replace:
         raise ValueError(f"{out} holds a model; give another directory, or replace that one with --overwrite")
