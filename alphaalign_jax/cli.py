@@ -225,8 +225,10 @@ def _data(args: Any, extra: Sequence[tuple[str, str]]) -> None:
 
 def _convert(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import hf
+    from alphaalign_jax.display import Display
 
     hf.convert(args.source, args.to, args.format, overwrite=args.overwrite)
+    Display().say(f"{args.source} in format {args.format}: {args.to}")
 
 
 def _serve(args: Any, extra: Sequence[tuple[str, str]]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -67,6 +69,20 @@ def tolerant() -> Iterator[None]:
 def write_error(text: str) -> None:
     """Write a line to standard error; one that cannot be written is dropped."""
     print(text, file=Stream(sys.stderr), flush=True)
+
+
+@functools.cache
+def quiet_libraries() -> None:
+    """Drop messages of libraries that nobody can act on here; ALPHAALIGN_TRACEBACK=1 shows them.
+
+    Orbax warns of metadata files that our checkpoints do not have. When a write fails, its threads log what they raise,
+    with their tracebacks, before they give it to whoever waits for them: hundreds of lines around the one that says
+    what happened. transformers advises to install PyTorch. To be called before either is used.
+    """
+    if os.environ.get("ALPHAALIGN_TRACEBACK"):
+        return
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def _open_descriptors() -> None:

@@ -26,6 +26,7 @@ from alphaalign_jax.hf.paths import MARKER, RUN_STEPS, is_step, kind, load_spec,
 from alphaalign_jax.hf.staging import staged
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel.digest import digests
+from alphaalign_jax.terminal import quiet_libraries
 
 
 CRITIC_CONFIG = "critic.json"  # of a run
@@ -42,6 +43,7 @@ def save_model(
     chat: ChatSettings = DEFAULT,
 ) -> Path:
     """Writes ``out_dir`` in this format, arguments as for ``export``; ``load`` reads it back bit for bit."""
+    quiet_libraries()
     check_params(params, network.shapes())
     dtype = str(params["embed"]["table"].dtype)
     config = merged_config(network, base_config, tokenizer, dtype)
@@ -158,6 +160,7 @@ def _restore(directory: Path, target: Params, known: Params, written: dict[str, 
     Orbax passes over what is missing and what is too much, so both are checked here, and each array against the digest
     that was ``written``. One by one: they are read as they are stored, and may be wanted in half of that.
     """
+    quiet_libraries()
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(directory).item_metadata if directory.is_dir() else None
     if metadata is None:

@@ -9,6 +9,7 @@ from typing import Any
 from alphaalign_jax.hf.chat import DEFAULT, ChatSettings, end_of_turn
 from alphaalign_jax.hf.gguf_tokenizer import read_tokenizer
 from alphaalign_jax.hf.paths import configs_dir, kind, resolve
+from alphaalign_jax.terminal import quiet_libraries
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -20,6 +21,7 @@ def load_tokenizer(path: str | Path) -> Any:
     local = resolve(path)
     if kind(local) == "gguf":
         return read_tokenizer(local)
+    quiet_libraries()
     import transformers
 
     local = configs_dir(local)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from alphaalign_jax import hf
 from alphaalign_jax.models import ModelSpec, Network
+from alphaalign_jax.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 VOCAB = 2048
 _END, _TURN, _END_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -62,6 +66,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = VOCAB) -> PreTrained
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    quiet_libraries()
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=_END,

@@ -9,7 +9,6 @@ import functools
 import gc
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import re
@@ -29,6 +28,7 @@ from alphaalign_jax import config as config_lib
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.parallel.digest import digests
+from alphaalign_jax.terminal import quiet_libraries
 from alphaalign_jax.train import resumption
 from alphaalign_jax.types import TrainState
 
@@ -320,12 +320,10 @@ def _shortened(text: str, length: int) -> str:
 
 @functools.cache
 def _hush() -> None:
-    """Of a write that fails Orbax's threads log each what they raise, with their tracebacks, before they give it to who
-    waits for them; and tensorstore's writes under way end at an event loop that is gone. Hundreds of lines, in which
-    the one that says what happened is not found."""
+    """Silence Orbax, and writes of tensorstore that a failed one leaves behind, whose event loop is gone."""
+    quiet_libraries()
     if os.environ.get("ALPHAALIGN_TRACEBACK"):
         return
-    logging.getLogger("absl").addFilter(lambda said: said.levelno < logging.ERROR or "orbax" not in said.pathname)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else hook(said)
 
