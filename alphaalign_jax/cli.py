@@ -147,7 +147,7 @@ def _measuring(commands: Any) -> None:
 
     plan = commands.add_parser("plan", help="what a config's step takes on a TPU that is not here: memory, time, price")
     plan.add_argument("--config", required=True)
-    plan.add_argument("--topology", required=True, help="v5e:8x8, v5p:2x2x4, v6e:4x4 and the like, or cpu:8")
+    plan.add_argument("--topology", required=True, help="v5litepod-16, v5p-16, v6e-16 and the like, v5e:4x4, or cpu:8")
     plan.add_argument("--prefix_tokens", type=int, default=140, help="of the template, shared by all prompts")
     plan.add_argument("--prompt_tokens", type=int, help="after it; default: what data.max_prompt_tokens leaves")
     plan.add_argument(

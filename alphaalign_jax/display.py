@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import rich.box
@@ -32,6 +33,33 @@ def figures_table(title: str, columns: Sequence[str], *, left: Sequence[str], ca
     for name in columns:
         found.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     return found
+
+
+Units = Sequence[tuple[str, float]]  # names and sizes, largest first
+BYTES: Units = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
+SECONDS: Units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+FLOPS: Units = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
+
+
+def unit_for(values: Iterable[float], units: Units) -> tuple[str, float]:
+    """The unit, with its size, for a column: the largest in which one of ``values`` is at least 1."""
+    largest = max(values, default=0.0)
+    return next((unit for unit in units if unit[1] <= largest), units[-1])
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent: 12.3, 0.0184, or <0.001."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if abs(value) < 0.001:
+        return "<0.001"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def quantity(value: float, units: Units) -> str:
+    """A number in the unit that suits it: 31.2 MiB."""
+    name, size = unit_for([value], units)
+    return f"{number(value / size)} {name}"
 
 
 class Display:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import rich.console
 from alphaalign_jax import cli, config
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.parallel import build_mesh
-from alphaalign_jax.planning import command, compiled, estimate, hlo, plan, sweep
+from alphaalign_jax.planning import chips, command, compiled, estimate, hlo, plan, sweep
 from alphaalign_jax.planning.chips import CHIPS, topology
 from alphaalign_jax.planning.compiled import Compiled
 from alphaalign_jax.planning.programs import Job, Program, Tokens
@@ -182,7 +183,10 @@ def test_a_plan_for_a_tpu_says_whether_it_fits(settings, tmp_path, capsys, tpu_d
     kinds = {c["kind"] for p in found["programs"] if p["name"] == "update_actor" for c in p["collectives"]}
     assert "all-gather" in kinds or "all-reduce" in kinds
     assert found["dollars"] == pytest.approx(2 * found["chip_hours"])
-    assert "fits: 0." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert " MiB of 16.0 GiB a chip" in shown and " 0.0 " not in shown
+    step = re.search(r"a step takes at least ([\d.]+) (\S+): ", shown)
+    assert float(step[1]) / {"s": 1, "ms": 1e3, "µs": 1e6}[step[2]] == pytest.approx(found["step_seconds"], rel=0.01)
 
 
 def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
@@ -199,7 +203,7 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(command.sweep_table(found, sweep.front(found), chip, "layouts"))
     shown = console.export_text().splitlines()
-    assert shown[2].split() == ["#", "tensor", "rollout_rules", "GiB", "s", "tokens/s", "$"]
+    assert shown[2].split() == ["#", "tensor", "rollout_rules", "MiB", "ms", "tokens/s", "$"]
     numbered = [[str(number), *layout.settings.values()] for number, layout in enumerate(found, 1)]
     assert [line.split()[-7:-4] for line in shown[4:8]] == numbered
     assert shown[4].split()[0] == "*" and shown[7].split()[-4:] == ["-"] * 4
@@ -253,7 +257,24 @@ def test_a_program_that_the_compiler_gives_up_on_is_said(tmp_path, kept, said):
     assert lowered.tried == 2 - kept
 
 
-@pytest.mark.parametrize("name", ["v4:2x2", "v5e", "v5e:8", "cpu:99", "v5e:0x3"])
+def test_slices_have_the_names_and_chips_of_cloud_tpu(tpu_devices):
+    """README's own pod type was no known topology. The number of v5p counts TensorCores, of which a chip has two."""
+    for name, kind, count in (("v5litepod-16", "v5e", 16), ("v5p-16", "v5p", 8), ("v6e-8", "v6e", 8)):
+        chip, devices = topology(name)
+        assert chip.name == kind and len(devices) == count
+    assert chips.SLICES["v5p-32"] == "v5p:2x2x4" and chips.SLICES["v5p-12288"] == "v5p:16x16x24"
+    assert chips.SLICES["v5litepod-256"] == "v5e:16x16" and chips.SLICES["v6e-32"] == "v6e:4x8"
+    for name, hint in (
+        ("v5litepod16", "did you mean v5litepod-16?"),
+        ("V6E:4x4", "did you mean v6e:4x4?"),
+        ("v5e-16", "the slices of v5litepod are v5litepod-4, "),
+        ("v5p-24", "the slices of v5p are v5p-8, v5p-16, "),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            topology(name)
+
+
+@pytest.mark.parametrize("name", ["v4:2x2", "v4-8", "v5e", "v5e:8", "cpu:99", "v5e:0x3"])
 def test_topologies_that_are_none_are_refused(name):
     with pytest.raises(ValueError, match="--topology="):
         topology(name)

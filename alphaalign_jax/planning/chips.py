@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -40,18 +41,32 @@ CHIPS = {
     )
 }
 _TOPOLOGY = re.compile(r"(v5e|v5p|v6e):([0-9]{1,4}(?:x[0-9]{1,4}){1,2})|cpu:([0-9]{1,4})")
+# Slices by the names that Cloud TPU gives them (cloud.google.com/tpu/docs/v5e, v5p and v6e): the number counts chips,
+# for v5p TensorCores, of which a chip has two. libtpu describes no slice of a single chip.
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24".split()
+_chips = lambda shape: math.prod(map(int, shape.split("x")))
+SLICES = {
+    **{f"v5litepod-{_chips(shape)}": f"v5e:{shape}" for shape in _FLAT},
+    **{f"v5p-{2 * _chips(shape)}": f"v5p:{shape}" for shape in _CUBES},
+    **{f"v6e-{_chips(shape)}": f"v6e:{shape}" for shape in _FLAT},
+}
 _POD = {"v5e": 256, "v5p": 8960, "v6e": 256}  # chips of the largest
 _SHAPES = {"v5e": "2x2, 4x4, 8x8", "v5p": "2x2x1, 2x2x4, 4x4x4", "v6e": "2x2, 4x4, 8x8"}
 
 
 def topology(name: str) -> tuple[Chip, Sequence[Any]]:
-    """The chip and the devices of ``v5e:8x8``, ``v5p:2x2x4``, ``v6e:4x4`` or ``cpu:8`` (devices of this host).
+    """The chip and the devices of a slice, by its name on Cloud TPU (``v5litepod-16``, ``v5p-16``, ``v6e-16``) or its
+    shape (``v5e:8x8``, ``v5p:2x2x4``, ``v6e:4x4``), or of ``cpu:8`` (devices of this host).
 
-    Raises ValueError for another name, a shape that the chip does not come in, or where libtpu is missing.
+    Raises ValueError for another name, a shape that the chip does not come in, or if libtpu is missing.
     """
-    match = _TOPOLOGY.fullmatch(name)
+    match = _TOPOLOGY.fullmatch(SLICES.get(name, name))
     if not match:
-        raise ValueError(f"--topology={name}: expected v5e:8x8, v6e:4x4, v5p:2x2x4 and the like, or cpu:8")
+        raise ValueError(
+            f"--topology={name}: expected a slice, such as v5litepod-16, v5p-16 or v6e-16, a shape, such as v5e:8x8, "
+            f"v5p:2x2x4 or v6e:4x4, or cpu:8{_nearest(name)}"
+        )
     kind, shape, count = match.groups()
     if count:
         devices = jax.devices("cpu")
@@ -64,8 +79,18 @@ def topology(name: str) -> tuple[Chip, Sequence[Any]]:
     return CHIPS[kind], _described(kind, shape)
 
 
+def _nearest(name: str) -> str:
+    """A hint for a name that is none: the slices of its kind of chip, or the nearest name."""
+    kind, dash, _ = name.replace("v5e-", "v5litepod-").partition("-")
+    slices = [known for known in SLICES if dash and known.startswith(f"{kind}-")]
+    if slices:
+        return f"; the slices of {kind} are {', '.join(slices)}"
+    near = difflib.get_close_matches(name.lower(), [*SLICES, *SLICES.values()], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _described(kind: str, shape: str) -> Sequence[Any]:
-    chips = math.prod(map(int, shape.split("x")))
+    chips = _chips(shape)
     if not 0 < chips <= _POD[kind]:
         raise ValueError(_none_such(kind, shape, f"{chips} chips, 1 to {_POD[kind]} make a pod"))
     # libtpu asks the machine which TPU it is, and locks it: here there is none to ask or lock.

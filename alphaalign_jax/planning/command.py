@@ -12,7 +12,7 @@ import rich.table
 
 from alphaalign_jax import config as configs
 from alphaalign_jax import output
-from alphaalign_jax.display import Display, cell, figures_table
+from alphaalign_jax.display import BYTES, FLOPS, SECONDS, Display, cell, figures_table, number, quantity, unit_for
 from alphaalign_jax.planning import plots, sweep
 from alphaalign_jax.planning.chips import Chip, topology
 from alphaalign_jax.planning.compiled import Compiled, compiler
@@ -20,7 +20,6 @@ from alphaalign_jax.planning.estimate import Cost
 from alphaalign_jax.planning.plan import Plan, job, plan
 from alphaalign_jax.planning.programs import Job, Program, Tokens
 
-GIB = 2**30
 Compile = Callable[[Program], Compiled]
 
 
@@ -56,10 +55,8 @@ def run(
     if axes:
         layouts = _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dollars_hour)
         best = sweep.front(layouts)
-        display.say(sweep_table(layouts, best, chip, f"{path} on {topology_name}"))
-        for number, layout in enumerate(layouts, 1):
-            if layout.why:
-                display.say(f"{number}: {layout.why}")
+        shown = [sweep_table(layouts, best, chip, f"{path} on {topology_name}")]
+        shown += [f"{rank}: {layout.why}" for rank, layout in enumerate(layouts, 1) if layout.why]
         found["layouts"] = [layout.to_json() | {"front": layout in best} for layout in layouts]
         if plot:
             plots.layouts(layouts, best, chip, plot, f"{path} on {topology_name}")
@@ -69,14 +66,14 @@ def run(
         planned = job(config, devices, tokens(config))
         found |= {"tokens": vars(planned.tokens)}
         made = _one(display, planned, chip, compile, dollars_hour)
-        for text in (table(made, f"{path} on {topology_name}"), verdict(made)):
-            display.say(text)
+        shown = [table(made, f"{path} on {topology_name}"), verdict(made)]
         found |= made.to_json()
         if plot:
             plots.memory(made, plot, f"{path} on {topology_name}")
         fits = made.fits
     output.write(out, json.dumps(found, indent=2) + "\n")
-    display.say(" and ".join(filter(None, (out, plot))))
+    for text in (*shown, " and ".join(filter(None, (out, plot)))):
+        display.say(text)
     return fits
 
 
@@ -101,25 +98,29 @@ def _sweep(display, path, overrides, axes, chip, devices, tokens, compile, dolla
 
 
 def table(made: Plan, title: str) -> rich.table.Table:
-    """A row for each program. GiB, TFLOP and seconds of one chip."""
+    """A row for each program: memory, work, traffic and time of one chip, in units that suit the largest."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items() if size > 1) or "one chip"
-    columns = ("program", "given", "made", "work", "beside", "all", "TFLOP", "read", "sent", "s", "by")
+    sent = [sum(c.bytes for c in cost.collectives) for cost in made.costs]
+    memory, one_byte = unit_for([cost.memory.total for cost in made.costs], BYTES)
+    traffic, one_moved = unit_for([*sent, *(cost.bytes for cost in made.costs)], BYTES)
+    work, one_flop = unit_for([cost.run_flops for cost in made.costs], FLOPS)
+    time, one_second = unit_for([cost.seconds for cost in made.costs], SECONDS)
+    columns = ("program", "given", "made", "work", "beside", "all", work, "read", "sent", time, "by")
     caption = (
-        "GiB of a chip: given to the program, made and its working memory, beside it in memory, all; TFLOP; GiB read "
-        "and sent; seconds at least, and what they are bound by."
+        f"{memory} of a chip: given to the program, made and its working memory, beside it in memory, all; {work}; "
+        f"{traffic} read and sent; {time} at least, and what they are bound by."
     )
     found = figures_table(cell(f"{title}: {mesh}"), columns, left=("program", "by"), caption=caption)
-    for cost in made.costs:
+    for cost, moved in zip(made.costs, sent, strict=True):
         m = cost.memory
-        gib = [f"{size / GIB:.1f}" for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
-        sent = sum(c.bytes for c in cost.collectives)
+        sizes = [number(size / one_byte) for size in (m.arguments, m.outputs, m.temporaries, m.resident, m.total)]
         figures = [
-            f"{cost.run_flops / 1e12:.0f}",
-            f"{cost.bytes / GIB:.0f}",
-            f"{sent / GIB:.1f}",
-            f"{cost.seconds:.3f}",
+            number(cost.run_flops / one_flop),
+            number(cost.bytes / one_moved),
+            number(moved / one_moved),
+            number(cost.seconds / one_second),
         ]
-        found.add_row(cost.name, *gib, *figures, cost.bound)
+        found.add_row(cost.name, *sizes, *figures, cost.bound)
     return found
 
 
@@ -127,26 +128,26 @@ def verdict(made: Plan) -> str:
     """Whether it fits, and what a step and the run take."""
     limit, c = made.chip.hbm_bytes, made.config
     if not made.fits:
-        what = f"{made.failed}" if made.failed else f"it takes {made.peak / GIB:.1f} GiB a chip"
-        above = f"{(made.peak - limit) / GIB:.1f} more than the {limit / GIB:.0f} of a {made.chip.name}"
+        what = f"{made.failed}" if made.failed else f"it takes {quantity(made.peak, BYTES)} a chip"
+        above = f"{quantity(made.peak - limit, BYTES)} more than the {quantity(limit, BYTES)} of a {made.chip.name}"
         return f"does not fit: {what}, {above}"
-    dollars = made.chip_hours * made.dollars_hour
+    hours = quantity(made.chip_hours, (("chip-hours", 1.0), ("chip-minutes", 1 / 60), ("chip-seconds", 1 / 3600)))
     return (
-        f"fits: {made.peak / GIB:.1f} of {limit / GIB:.0f} GiB a chip\n"
-        f"a step takes at least {made.step_seconds:.1f} s: {made.tokens_second_chip:.0f} response tokens/s a chip, "
-        f"MFU {100 * made.mfu:.0f} % at most\n"
-        f"{c.steps} steps on {made.chips} chips: {made.chip_hours:.1f} chip-hours, ${dollars:.0f} at "
+        f"fits: {quantity(made.peak, BYTES)} of {quantity(limit, BYTES)} a chip\n"
+        f"a step takes at least {quantity(made.step_seconds, SECONDS)}: {made.tokens_second_chip:.0f} response "
+        f"tokens/s a chip, MFU {number(100 * made.mfu)} % at most\n"
+        f"{c.steps} steps on {made.chips} chips: {hours}, ${number(made.chip_hours * made.dollars_hour)} at "
         f"${made.dollars_hour:.2f} (--price sets another; peaks: {made.chip.source})\n" + _sent(made.costs)
     )
 
 
 def _sent(costs: Sequence[Cost]) -> str:
     parts = (
-        f"{cost.name} " + ", ".join(f"{c.kind} {c.bytes / GIB:.2f} ({c.count:.0f}x)" for c in cost.collectives)
+        f"{cost.name} " + ", ".join(f"{c.kind} {quantity(c.bytes, BYTES)} ({c.count:.0f}x)" for c in cost.collectives)
         for cost in costs
         if cost.collectives
     )
-    return "sent by a chip, GiB: " + "; ".join(parts)
+    return "sent by a chip: " + ("; ".join(parts) or "nothing")
 
 
 def sweep_table(
@@ -154,19 +155,22 @@ def sweep_table(
 ) -> rich.table.Table:
     """A row for each layout, numbered by rank, with a column for each setting that was tried."""
     settings = [key.rpartition(".")[2] for key in layouts[0].settings]
+    plans = [layout.plan for layout in layouts if layout.plan is not None]
+    memory, one_byte = unit_for([made.peak for made in plans], BYTES)
+    time, one_second = unit_for([made.step_seconds for made in plans if made.failed is None], SECONDS)
     caption = (
-        f"GiB of a chip, of {chip.hbm_bytes / GIB:.0f}; +: at least, where the compiler gave up. Seconds of a step at "
-        "least, response tokens/s of a chip at most, dollars of a run at least. *: fits, and none that fits is both "
-        "faster and smaller."
+        f"{memory} of a chip, which has {quantity(chip.hbm_bytes, BYTES)}; +: at least, where the compiler gave up. "
+        f"{time} of a step at least, response tokens/s of a chip at most, dollars of a run at least. *: fits, and none "
+        "that fits is both faster and smaller."
     )
-    figures = ("GiB", "s", "tokens/s", "$")
+    figures = (memory, time, "tokens/s", "$")
     found = figures_table(cell(title), ("", "#", *settings, *figures), left=settings, caption=caption)
     for number, layout in enumerate(layouts, 1):
         made, cells = layout.plan, ["-"] * 4
         if made is not None:
-            cells[0] = f"{made.peak / GIB:.1f}" + "+" * (made.failed is not None)
+            cells[0] = number(made.peak / one_byte) + "+" * (made.failed is not None)
         if made is not None and made.failed is None:
             dollars = made.chip_hours * made.dollars_hour
-            cells[1:] = f"{made.step_seconds:.1f}", f"{made.tokens_second_chip:.0f}", f"{dollars:.0f}"
+            cells[1:] = number(made.step_seconds / one_second), f"{made.tokens_second_chip:.0f}", number(dollars)
         found.add_row("*" if layout in best else "", str(number), *map(cell, layout.settings.values()), *cells)
     return found

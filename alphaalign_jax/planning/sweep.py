@@ -9,6 +9,7 @@ from typing import Any
 
 from alphaalign_jax import config as configs
 from alphaalign_jax.config import Config
+from alphaalign_jax.display import BYTES, quantity
 from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.compiled import Compiled
 from alphaalign_jax.planning.plan import Plan, job, plan
@@ -95,7 +96,7 @@ def _planned(path, overrides, settings, chip, devices, tokens, compile, dollars_
         planned = job(config, devices, tokens(config))
         held = sum(planned.held().values())
         if held > chip.hbm_bytes:
-            return Layout(settings, None, f"weights and optimizers alone take {held / 2**30:.1f} GiB a chip")
+            return Layout(settings, None, f"weights and optimizers alone take {quantity(held, BYTES)} a chip")
         return Layout(settings, plan(planned, chip, compile, dollars_hour=dollars_hour))
     except ValueError as error:
         return Layout(settings, None, str(error))
