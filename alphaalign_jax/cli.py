@@ -4,16 +4,18 @@ it reads arguments and calls the rooms."""
 from __future__ import annotations
 
 import argparse
-import os
+import dataclasses
+import json
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alphaalign_jax import terminal
+from alphaalign_jax import __version__, terminal
 from alphaalign_jax.errors import ends_with
 from alphaalign_jax.parallel import processes
+from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.text import printable
 
 
@@ -25,6 +27,7 @@ def boolean(text: str) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="alphaalign", description=__doc__.splitlines()[0])
+    out.add_argument("--version", action="version", version=f"alphaalign {__version__}")
     commands = out.add_subparsers(dest="command", required=True)
     _training(commands)
     _using(commands)
@@ -35,13 +38,21 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace a model that is at --to")
     _serving(commands)
     _measuring(commands)
+    for name in CONFIGURED:
+        command = commands.choices[name]
+        command.add_argument(
+            "--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value"
+        )
+        command.add_argument(
+            "--print-config", action="store_true", help="print the checked settings as JSON, and do nothing else"
+        )
     return out
 
 
 def _training(commands: Any) -> None:
     train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
     train.add_argument(
-        "--config", required=True, help="file.py or file.py:argument; change fields by --config.key=value"
+        "--dry-run", action="store_true", help="check and read everything, say what would run, and compile nothing"
     )
     train.add_argument(
         "--resume",
@@ -54,7 +65,6 @@ def _training(commands: Any) -> None:
     )
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
-    sft.add_argument("--config", required=True)
     sft.add_argument("--data", help="rows {prompt, response}, or {messages}: JSONL, .csv or .parquet")
 
 
@@ -120,8 +130,7 @@ def _using(commands: Any) -> None:
 
 
 def _serving(commands: Any) -> None:
-    serve = commands.add_parser("serve", help="a config's reward model behind HTTP, for runs on other machines")
-    serve.add_argument("--config", required=True, help="its reward_model section says what is served")
+    serve = commands.add_parser("serve", help="the reward model of a config's reward_model section behind HTTP, for runs on other machines")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
     serve.add_argument("--port", type=int, default=8000, help="0: one that is free")
     serve.add_argument("--token_env", default="", help="environment variable with the bearer token to ask for")
@@ -136,7 +145,6 @@ def _serving(commands: Any) -> None:
 
 def _measuring(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time the phases of a config's step against this machine's limits")
-    bench.add_argument("--config", required=True)
     bench.add_argument("--repeats", type=int, default=3, help="timed calls of each phase, after the one that compiles")
     bench.add_argument(
         "--parts",
@@ -146,7 +154,6 @@ def _measuring(commands: Any) -> None:
     bench.add_argument("--out", default="runs/bench.json")
 
     plan = commands.add_parser("plan", help="what a config's step takes on a TPU that is not here: memory, time, price")
-    plan.add_argument("--config", required=True)
     plan.add_argument("--topology", required=True, help="v5litepod-16, v5p-16, v6e-16 and the like, v5e:4x4, or cpu:8")
     plan.add_argument("--prefix_tokens", type=int, default=140, help="of the template, shared by all prompts")
     plan.add_argument("--prompt_tokens", type=int, help="after it; default: what data.max_prompt_tokens leaves")
@@ -164,6 +171,18 @@ def _measuring(commands: Any) -> None:
     plan.add_argument("--price", type=float, help="dollars for a chip and an hour")
     plan.add_argument("--out", default="runs/plan.json")
     plan.add_argument("--plot", default="", help="a picture, .png, .svg or .pdf; needs matplotlib")
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """Arguments with ``--config.key value`` as ``--config.key=value``; ``--sweep.key`` likewise."""
+    found: list[str] = []
+    for argument in argv:
+        last = found[-1] if found else ""
+        if last.startswith(("--config.", "--sweep.")) and "=" not in last and not argument.startswith("--"):
+            found[-1] = f"{last}={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
@@ -189,12 +208,21 @@ def swept(extra: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return axes, rest
 
 
+def _print_config(args: Any, extra: Sequence[tuple[str, str]]) -> int:
+    """Print the settings as summary.json has them, checked."""
+    from alphaalign_jax import config
+
+    print(json.dumps(dataclasses.asdict(config.load(args.config, extra)), indent=2))
+    return 0
+
+
 def _train(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax import config
     from alphaalign_jax.train import loop
 
     processes.keep_freed_memory()
-    loop.train(config.load(args.config, extra), resume=args.resume, command=args.command_line)
+    settings = config.load(args.config, extra)
+    loop.train(settings, resume=args.resume, dry_run=args.dry_run, command=args.command_line)
 
 
 def _sft(args: Any, extra: Sequence[tuple[str, str]]) -> None:
@@ -267,6 +295,8 @@ def _plan(args: Any, extra: Sequence[tuple[str, str]]) -> int:
     return int(args.check and not fits)
 
 
+# Commands with a --config.
+CONFIGURED = ("train", "sft", "serve", "bench", "plan")
 # What a command returns is its exit status; None is 0.
 COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
     "train": _train,
@@ -289,16 +319,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = joined(sys.argv[1:] if argv is None else argv)
     args, extra = parser().parse_known_args(argv)
     args.command_line = shlex.join(["alphaalign", *argv])
     try:
         if args.command == "plan":
             args.axes, extra = swept(extra)
         pairs = overrides(extra)
-        if pairs and args.command not in ("train", "sft", "serve", "bench", "plan"):
+        if pairs and args.command not in CONFIGURED:
             raise ValueError(f"alphaalign {args.command} takes no --config settings, got {pairs[0][0]}")
-        _compilation_cache()
+        if args.command in CONFIGURED and args.print_config:
+            return _print_config(args, pairs)
+        keep_programs()
         processes.start()
         return COMMANDS[args.command](args, pairs) or 0
     except Exception as error:
@@ -314,15 +346,6 @@ def _run(argv: Sequence[str] | None) -> int:
 def _show_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Print an unexpected error. It may quote a file, and Python itself would print its control characters."""
     terminal.write_error(printable("".join(traceback.format_exception(kind, error, trace))).rstrip("\n"))
-
-
-def _compilation_cache() -> None:
-    """Programs are kept between runs: a second start compiles nothing. JAX_COMPILATION_CACHE_DIR moves the cache."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/alphaalign_jax/xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ if [ -z "${PYTHON:-}" ]; then
   done
 fi
 
+quietly() { # quietly COMMAND...: what it prints is shown only if it fails: pip's warnings are nobody's to act on
+  "$@" > "$VENV/install.log" 2>&1 || { cat "$VENV/install.log" >&2 && return 1; }
+}
+
 install() { # install EXTRA...: the project with these extras
   local extras stamp
   extras=$(IFS=,; echo "$*")
@@ -28,7 +32,7 @@ install() { # install EXTRA...: the project with these extras
   fi
   if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ] || [ "$CONSTRAINTS" -nt "$stamp" ]; then
     echo "installing into $VENV"
-    local pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+    local pip=(quietly "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
     "${pip[@]}" --upgrade pip
     pip+=(${CONSTRAINTS:+--constraint="$CONSTRAINTS"})
     # The reference of the parity tests, at one version: what `torch` alone would bring changes from day to day.

@@ -32,7 +32,7 @@ esac
 
 . launch/environment.sh
 if ! suitable "$PYTHON"; then # images of TPU VMs have an older one
-  "$PYTHON" -m pip install --quiet --user uv
+  "$PYTHON" -m pip install --quiet --no-warn-script-location --user uv
   "$PYTHON" -m uv python install 3.12
   PYTHON=$("$PYTHON" -m uv python find 3.12)
 fi

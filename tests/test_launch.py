@@ -89,3 +89,16 @@ def test_a_dry_run_starts_nothing(venv):
 def test_bad_arguments_are_refused(venv, arguments):
     run = processes(venv, *arguments)
     assert run.returncode == 2 and "usage:" in run.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_an_install_shows_what_pip_says_only_if_it_fails(tmp_path, status):
+    """Warnings of an editable install and of pip's own configuration, before a run that has no fault."""
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text(f'#!/usr/bin/env bash\necho "BuildBackendWarning: Editable installation." >&2\nexit {status}\n')
+    python.chmod(0o755)
+    line = ". launch/environment.sh; install; echo installed"
+    known = dict(os.environ, VENV=str(tmp_path), CONSTRAINTS="")
+    run = subprocess.run(["bash", "-euc", line], cwd=ROOT, env=known, capture_output=True, text=True)
+    assert ("Editable" in run.stderr) == bool(status) and ("installed" in run.stdout.split()) == (not status)

@@ -1,13 +1,15 @@
-"""Compiled programs: jitting under a layout, and counting what is compiled."""
+"""Compiled programs: jitting under a layout, keeping them between processes, and counting what is compiled."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from alphaalign_jax.parallel.rules import Layout, use
 
@@ -42,6 +44,18 @@ def compiled(function: Callable, layout: Layout, *, name: str = "", **jit_option
             return function(*args, **kwargs)
 
     return jax.jit(traced, **jit_options)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, so that a second start compiles nothing.
+
+    JAX_COMPILATION_CACHE_DIR, or JAX's setting of that name, moves the cache; a cache that is set already stays.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/alphaalign_jax/xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()  # JAX looks for a cache once, which may have been before
 
 
 def compiles() -> tuple[int, float]:

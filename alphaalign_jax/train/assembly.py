@@ -31,7 +31,7 @@ from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import memory, objectives, sft
 from alphaalign_jax.train.builtin import build_tiny
-from alphaalign_jax.train.sft import Responses
+from alphaalign_jax.train.sft import Responses, Supervised
 
 BUILTIN_TINY = "builtin:tiny"
 
@@ -169,6 +169,13 @@ def check_warmup(prompts: PromptSet, config: Config, policy: Policy) -> int:
     """Return the tokens of the format warm-up's longest response. Raise ValueError for one that cannot be trained on."""
     answered, refused = (warmup_responses(prompts.rows, config, 0, refusal_rate=rate) for rate in (0.0, 1.0))
     return sft.check_responses(prompts, list(zip(answered, refused)), policy.tokenizer, policy.spec.max_positions)
+
+
+def warmup(prepared: Prepared) -> tuple[Supervised, PromptSet, Responses]:
+    """Return the trainer of the format warm-up on the training prompts, its prompts, and their responses."""
+    rows = warmup_prompts(prepared.train, prepared.config)
+    trainer = Supervised(prepared.config, prepared.actor, prepared.train_layout, len(rows))
+    return trainer, rows, warmup_source(rows, prepared.config)
 
 
 def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror) -> pathlib.Path:

@@ -17,6 +17,7 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
 from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.models import Network
+from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import assembly, following, memory
@@ -32,6 +33,7 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     """
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
+    keep_programs()
     # A run's folder of its own: the metrics and export of a training run of this config must not be written over.
     with buckets.mirrored(config.out or f"runs/{config.name}-sft") as mirror:
         return _run(config, data, display or Display(), mirror)

@@ -18,6 +18,17 @@ def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, disp
     return next((alarm for alarm in alarms if alarm.stops), None)
 
 
+def figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Figures of a step for the progress bar."""
+    return {
+        "reward": f"{metrics['critic/score/mean']:.2f}",
+        "refuses harmful": f"{100 * metrics['safety/refusal_rate_harmful']:.0f} %",
+        "benign": f"{100 * metrics['safety/refusal_rate_benign']:.0f} %",
+        "format": f"{100 * metrics['safety/format_rate']:.0f} %",
+        "s/step": f"{metrics['timing_s/step']:.1f}",
+    }
+
+
 def supervised(
     phase: str, settings: Settings, records: Records, display: Display, advance: Callable[..., None]
 ) -> Callable[[int, Mapping[str, float]], None]:

@@ -21,24 +21,30 @@ from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
 from alphaalign_jax.parallel import compiles, processes
 from alphaalign_jax.parallel.notice import Ended, Notice
+from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
-from alphaalign_jax.train import assembly, following, memory, provenance, resumption
+from alphaalign_jax.train import assembly, description, following, memory, provenance, resumption
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
 from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
-from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
 _ROLLOUT, _EVALUATION = range(2)  # folded into the run's key first, so that no two uses share noise
 
 
 def train(
-    config: Config, *, resume: bool | str = False, command: str = "", display: Display | None = None
+    config: Config,
+    *,
+    resume: bool | str = False,
+    dry_run: bool = False,
+    command: str = "",
+    display: Display | None = None,
 ) -> dict[str, Any]:
     """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
 
+    ``dry_run``: stop before the first compile, say what would run, and return an empty summary.
     ``resume``: from the newest checkpoint; with "auto" if there is one, and a run that has ended stays as it is; with
     "extend" also if a decaying learning rate is to be computed anew for another number of steps.
     Raises ValueError for a run that cannot work, before it compiles anything; CheckpointError for a disk that is full.
@@ -46,6 +52,7 @@ def train(
     GuardError for an alarm of ``guards.stop``, Ended after a request to end.
     """
     began, display = time.perf_counter(), display or Display()
+    keep_programs()
     with (
         buckets.mirrored(config.location, display.say) as mirror,
         contextlib.closing(Checkpoints(config.checkpoints_dir, config.checkpoint)) as checkpoints,
@@ -64,6 +71,10 @@ def train(
             check_unused(mirror.folder)
         if config.export:
             hf.check_target(config.export_dir)
+        if dry_run:
+            resumed = checkpoints.steps()[0] if then else None
+            description.rehearse(config, mirror, then, resumed, display, notice.check)
+            return {}
         prepared = assembly.prepare(config, mirror, notice.check, display.say, resumes=then is not None)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
@@ -150,16 +161,8 @@ class Run:
 
     def _introduce(self) -> None:
         p, source = self.p, self.p.policy
-        self.display.say(
-            f"{self.config.name}: {p.actor.spec.num_parameters / 1e6:.1f} M parameters ({self.config.model.path}) on "
-            f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh {dict(p.train_layout.mesh.shape)}; "
-            f"{len(p.train)} training prompts ({p.train.dropped} dropped for length), {len(p.heldout)} held out, "
-            f"template prefix of {len(p.train.prefix)} tokens"
-        )
-        if hf.reads_date(source.tokenizer):
-            self.display.say(f"the chat template asks for today's date: it is given {source.chat.date} (model.chat_date)")
-        if not p.audit.clean:
-            self.display.say(str(p.audit))
+        for line in description.introduction(p):
+            self.display.say(line)
         if self.resumes and assembly.kept_model(self.mirror):
             return
         # The run's folder becomes a model that generate, evaluate and convert read: its newest checkpoint.
@@ -205,9 +208,7 @@ class Run:
     def _warm_up(self, params: Params) -> Params:
         """The format warm-up on the training prompts."""
         p = self.p
-        rows = assembly.warmup_prompts(p.train, self.config)
-        trainer = Supervised(self.config, p.actor, p.train_layout, len(rows))
-        responses = assembly.warmup_source(rows, self.config)
+        trainer, rows, responses = assembly.warmup(p)
         with self.display.bar("warm-up", trainer.steps) as advance:
             followed = following.supervised("warmup", self.config.guards, self.records, self.display, advance)
 
@@ -234,7 +235,7 @@ class Run:
                 metrics["timing_s/save_checkpoint"], self.saving = self.saving, 0.0
                 self.records.metrics("train", step, metrics)
                 self._dump(step, sampled)
-                advance(1, **_figures(metrics))
+                advance(1, **following.figures(metrics))
                 alarms = self.guards.step(metrics)
                 self._raise(state, "train", step, alarms)
                 self._end_if_asked(state, step + 1)
@@ -393,14 +394,3 @@ class Run:
 
 def as_json(outcomes: dict[str, Outcome]) -> dict[str, Any]:
     return {name: value.to_json() for name, value in outcomes.items()}
-
-
-def _figures(metrics: dict[str, float]) -> dict[str, str]:
-    """What the progress bar shows."""
-    return {
-        "reward": f"{metrics['critic/score/mean']:.2f}",
-        "refuses harmful": f"{100 * metrics['safety/refusal_rate_harmful']:.0f} %",
-        "benign": f"{100 * metrics['safety/refusal_rate_benign']:.0f} %",
-        "format": f"{100 * metrics['safety/format_rate']:.0f} %",
-        "s/step": f"{metrics['timing_s/step']:.1f}",
-    }

@@ -1,4 +1,4 @@
-"""A Python function as reward model, named ``module:function`` in the config.
+"""A Python function as reward model, named ``module:function`` or ``path/file.py:function`` in the config.
 
 def score(questions: list[str], answers: list[str]) -> Sequence[float | None]    # None or NaN = could not score
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import pathlib
+import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,21 +23,25 @@ from alphaalign_jax.text import inline
 
 
 def resolve(target: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names.
+    """The function that ``module:function`` or ``path/file.py:function`` names.
 
     Raises:
         ValueError: malformed name, module that does not import, no such function, not callable, a coroutine function,
             or one that does not take (questions, answers).
     """
-    module_name, colon, name = target.partition(":") if isinstance(target, str) else ("", "", "")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
-        raise ValueError(f"reward function {target!r} is not of the form 'module:function', e.g. 'my_rewards:score'")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a syntax error in the user's file is as much an import failure as a missing file
+    module_name, colon, name = target.rpartition(":") if isinstance(target, str) else ("", "", "")
+    is_file = module_name.endswith(".py")
+    if not (colon and name.isidentifier() and (is_file or all(map(str.isidentifier, module_name.split("."))))):
         raise ValueError(
-            f"reward function {target!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
-            "the module must be on Python's path (for a file in the current folder, run with PYTHONPATH=.)"
+            f"reward function {target!r} is not of the form 'module:function' or 'path/file.py:function', e.g. "
+            "'my_rewards:score' or './my_rewards.py:score'"
+        )
+    try:
+        module = _load_file(pathlib.Path(module_name).expanduser()) if is_file else _import_module(module_name)
+    except (Exception, SystemExit) as error:  # a syntax error in the user's file is as much a failure as a missing file
+        raise ValueError(
+            f"reward function {target!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; give a module "
+            "in the current folder or on Python's path, or a file as path/file.py:function"
         ) from error
     function = getattr(module, name, None)
     if function is None:
@@ -52,6 +59,27 @@ def resolve(target: str) -> Callable[..., Any]:
     except ValueError:
         pass  # a builtin without a signature: nothing to check
     return function
+
+
+def _import_module(name: str) -> types.ModuleType:
+    """A module on Python's path or in the current folder, which the console script's path leaves out."""
+    _add_to_path(pathlib.Path.cwd())
+    return importlib.import_module(name)
+
+
+def _load_file(file: pathlib.Path) -> types.ModuleType:
+    """The module in ``file``, which may import others beside it."""
+    _add_to_path(file.parent.resolve())
+    spec = importlib.util.spec_from_file_location(f"alphaalign_reward_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _add_to_path(folder: pathlib.Path) -> None:
+    """At the end: what lies there must not take the place of an installed package."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _source(function: Callable[..., Any]) -> str:

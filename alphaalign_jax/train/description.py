@@ -1,0 +1,79 @@
+"""A prepared run in words: what it has read, shown when it starts, and what it would do, for ``train --dry-run``."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+
+import jax
+
+from alphaalign_jax import buckets, hf
+from alphaalign_jax.config import Config
+from alphaalign_jax.display import Display
+from alphaalign_jax.train import assembly, provenance
+from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.checkpoint import Progress
+
+
+def introduction(prepared: Prepared) -> list[str]:
+    """The model, the devices and the data of a run; and findings in its data, if there are any."""
+    p, c = prepared, prepared.config
+    found = (
+        f"{c.name}: {p.actor.spec.num_parameters / 1e6:.1f} M parameters ({c.model.path}) on "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh {dict(p.train_layout.mesh.shape)}; "
+        f"{len(p.train)} training prompts ({p.train.dropped} dropped for length), {len(p.heldout)} held out, "
+        f"template prefix of {len(p.train.prefix)} tokens"
+    )
+    lines = [found]
+    if hf.reads_date(p.policy.tokenizer):
+        lines.append(f"the chat template asks for today's date: it is given {c.model.chat_date} (model.chat_date)")
+    return lines if p.audit.clean else [*lines, str(p.audit)]
+
+
+def describe(prepared: Prepared, resumed: int | None) -> list[str]:
+    """Return what a run would do, in order, from the first step or from step ``resumed``, and the memory it needs."""
+    c, r, e = prepared.config, prepared.config.rollout, prepared.config.eval
+    lines = [] if resumed is None else [f"resume at step {resumed}"]
+    if resumed is None and c.warmup.epochs:
+        trainer, rows, _ = assembly.warmup(prepared)
+        lines.append(f"warm up for {trainer.steps} steps of {c.warmup.batch} of {len(rows)} examples")
+    looks = f"evaluate {len(prepared.heldout)} held-out prompts before and after"
+    if e.every:
+        looks += f", {min(e.limit, len(prepared.heldout)) or 'all'} of them every {e.every} steps"
+    lines.append(f"{looks}, with responses of up to {e.max_new_tokens or r.max_new_tokens} tokens")
+    updates = c.algorithm.epochs * c.algorithm.minibatches
+    lines.append(
+        f"train to step {c.steps}, each of {r.prompts} prompts with {r.group} responses of up to {r.max_new_tokens} "
+        f"tokens and {updates} update(s) by {c.algorithm.advantage}"
+    )
+    scores = "no reward model" if prepared.scorer is None else f"{c.reward_model.kind} {c.reward_model.target}"
+    lines.append(f"score answers by: {scores}")
+    export = f", and export the model to {c.location}/export" if c.export else ""
+    lines.append(f"keep checkpoints and records in {c.location}{export}")
+    return [*lines, str(prepared.memory)]
+
+
+def rehearse(
+    config: Config,
+    mirror: buckets.Mirror,
+    progress: Progress | None,
+    resumed: int | None,
+    display: Display,
+    look: Callable[[str], None],
+) -> None:
+    """Do everything up to the first step and say what would run.
+
+    ``progress``: a resumed run's, at step ``resumed``. A model that is made is made in a folder that goes. ``look``: as
+    for ``assembly.prepare``.
+    """
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        place = mirror if progress else buckets.Mirror(scratch)
+        prepared = assembly.prepare(config, place, look, display.say, resumes=progress is not None)
+        if prepared.scorer is not None:
+            stack.enter_context(contextlib.closing(prepared.scorer))
+        inputs = provenance.inputs(prepared)
+        changed = provenance.check_resumed(progress, prepared, inputs, mirror) if progress else []
+        for line in (*introduction(prepared), *changed, *describe(prepared, resumed)):
+            display.say(line)
+    display.say("dry run: nothing was trained or written")
