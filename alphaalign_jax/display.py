@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,23 +41,26 @@ FLOPS: Units = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
 
 
 def unit_for(values: Iterable[float], units: Units) -> tuple[str, float]:
-    """The unit, with its size, for a column: the largest in which one of ``values`` is at least 1."""
-    largest = max(values, default=0.0)
-    return next((unit for unit in units if unit[1] <= largest), units[-1])
+    """The unit, with its size, for a column: the largest in which one of ``values`` is at least 4, so that those that
+    are much smaller are not all 0."""
+    return _largest_unit(max(values, default=0.0) / 4, units)
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent: 12.3, 0.0184, or <0.001."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.0f}"
-    if abs(value) < 0.001:
-        return "<0.001"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    """A number of 0 or more in at most five characters up to 99,999: 0, <.01, 0.02, 1.23, 12.3, 123."""
+    if 0 < value < 0.005:
+        return "<.01"
+    decimals = 0 if value == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{decimals}f}"
+
+
+def _largest_unit(value: float, units: Units) -> tuple[str, float]:
+    return next((unit for unit in units if unit[1] <= value), units[-1])
 
 
 def quantity(value: float, units: Units) -> str:
     """A number in the unit that suits it: 31.2 MiB."""
-    name, size = unit_for([value], units)
+    name, size = _largest_unit(value, units)
     return f"{number(value / size)} {name}"
 
 

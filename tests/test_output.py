@@ -10,7 +10,7 @@ import threading
 import pytest
 import run_cases
 
-from alphaalign_jax import buckets, hf, output
+from alphaalign_jax import buckets, display, hf, output
 from alphaalign_jax.cli import main
 
 
@@ -141,3 +141,14 @@ def test_a_closed_descriptor_is_no_file_s(tmp_path):
     command = f'{sys.executable} -c "{code}" >&- 2>&- <&-'
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(run_cases.ROOT)))
     assert int((tmp_path / "x").read_text()) > 2
+
+
+def test_figures_are_readable_in_their_unit():
+    """The plan of a small model was 0.0 GiB, 0 TFLOP and 0.000 s in every cell."""
+    assert display.unit_for([1.2 * 2**30, 4 * 2**20], display.BYTES)[0] == "MiB"
+    assert display.unit_for([12.8 * 2**30, 4 * 2**20], display.BYTES)[0] == "GiB"
+    assert display.unit_for([3e-9], display.SECONDS)[0] == "µs" and display.unit_for([], display.FLOPS)[0] == "MFLOP"
+    numbers = [display.number(value) for value in (0, 1e-9, 0.018, 9.994, 9.996, 99.96, 1234.5)]
+    assert numbers == ["0", "<.01", "0.02", "9.99", "10.0", "100", "1234"]
+    assert display.quantity(16 * 2**30, display.BYTES) == "16.0 GiB"
+    assert display.quantity(0.00342, display.SECONDS) == "3.42 ms"

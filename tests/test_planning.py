@@ -203,7 +203,7 @@ def test_layouts_are_ranked_and_what_cannot_be_is_said(settings, tmp_path):
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(command.sweep_table(found, sweep.front(found), chip, "layouts"))
     shown = console.export_text().splitlines()
-    assert shown[2].split() == ["#", "tensor", "rollout_rules", "MiB", "ms", "tokens/s", "$"]
+    assert shown[2].split() == ["#", "tensor", "rollout_rules", "KiB", "ms", "tokens/s", "$"]
     numbered = [[str(number), *layout.settings.values()] for number, layout in enumerate(found, 1)]
     assert [line.split()[-7:-4] for line in shown[4:8]] == numbered
     assert shown[4].split()[0] == "*" and shown[7].split()[-4:] == ["-"] * 4

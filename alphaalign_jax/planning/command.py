@@ -165,12 +165,12 @@ def sweep_table(
     )
     figures = (memory, time, "tokens/s", "$")
     found = figures_table(cell(title), ("", "#", *settings, *figures), left=settings, caption=caption)
-    for number, layout in enumerate(layouts, 1):
+    for rank, layout in enumerate(layouts, 1):
         made, cells = layout.plan, ["-"] * 4
         if made is not None:
             cells[0] = number(made.peak / one_byte) + "+" * (made.failed is not None)
         if made is not None and made.failed is None:
             dollars = made.chip_hours * made.dollars_hour
             cells[1:] = number(made.step_seconds / one_second), f"{made.tokens_second_chip:.0f}", number(dollars)
-        found.add_row("*" if layout in best else "", str(number), *map(cell, layout.settings.values()), *cells)
+        found.add_row("*" if layout in best else "", str(rank), *map(cell, layout.settings.values()), *cells)
     return found
