@@ -122,7 +122,7 @@ def test_audits_compare_what_is_asked():
         context=(Turn("system", system), *(Turn("user", text) for text in texts[:-1])),
     )
     long = "You answer questions of customers of a bakery, in two sentences. " * 5
-    rows = [ask(long, "Bake bread?"), ask(long, "Ride a horse?"), ask("Short.", "bake bread")]
+    rows = [ask(long, "Bake bread?"), ask(long, "Ride a horse?"), ask("Short.", "Bake bread?")]
     assert audit(rows).duplicates == ((0, 2),) and not audit(rows).exact_duplicates
     assert audit([rows[0], rows[0]]).exact_duplicates == ((0, 1),)
     assert not label_audit.also_held_out(rows[:1], rows[1:2], 0.9)
