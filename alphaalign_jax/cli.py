@@ -130,7 +130,9 @@ def _using(commands: Any) -> None:
 
 
 def _serving(commands: Any) -> None:
-    serve = commands.add_parser("serve", help="the reward model of a config's reward_model section behind HTTP, for runs on other machines")
+    serve = commands.add_parser(
+        "serve", help="the reward model of a config's reward_model section behind HTTP, for runs on other machines"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
     serve.add_argument("--port", type=int, default=8000, help="0: one that is free")
     serve.add_argument("--token_env", default="", help="environment variable with the bearer token to ask for")

@@ -136,7 +136,8 @@ def test_template_arguments_reach_the_template(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"date": "26 Jul"}, {"date": 5}, {"args": ("x",)}, {"args": ("messages=[]",)}, {"args": "a=b"}, {"args": (3,)}]
+    "bad",
+    [{"date": "26 Jul"}, {"date": 5}, {"args": ("x",)}, {"args": ("messages=[]",)}, {"args": "a=b"}, {"args": (3,)}],
 )
 def test_chat_settings_are_checked(bad):
     """An argument that the template is given anyway would end in Python's own error, once the model is loaded."""

@@ -56,7 +56,7 @@ def test_a_dry_run_compiles_and_leaves_nothing(work, monkeypatch, capsys):
     capsys.readouterr()
     assert run(work, "dry", 3, *quick, "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "warm up for 3 steps of 32 of 664 examples" in shown and "dry run: nothing was compiled" in shown
+    assert "warm up for 3 steps of 32 of 664 examples" in shown and "dry run: nothing was trained" in shown
     assert "train to step 3, each of 8 prompts with 2 responses of up to 24 tokens" in shown
     assert not (work / "dry").exists()
     assert run(work, "begun", 2, *quick, "--config.warmup.epochs=0", "--resume", "--dry-run") == 0

@@ -21,7 +21,7 @@ from alphaalign_jax.planning import chips as described
 from alphaalign_jax.planning import command, sweep
 from alphaalign_jax.planning.programs import Tokens
 from alphaalign_jax.rewards import helpfulness, oracle
-from alphaalign_jax.rewards.reward_model import classifier, factory
+from alphaalign_jax.rewards.reward_model import factory
 from alphaalign_jax.train import assembly, resumption
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -446,7 +446,6 @@ def test_choices_are_those_of_the_rooms_that_read_them():
     assert choices["reward.helpfulness"] == helpfulness.HELPFULNESS_MODES
     assert choices["reward.format_mode"] == oracle.FORMAT_MODES
     assert choices["reward_model.kind"] == factory.KINDS
-    assert choices["reward_model.dtype"] == classifier._DTYPES
     assert choices["model.remat"] == tuple(REMAT)
 
 

@@ -267,8 +267,8 @@ def test_the_best_of_the_last_look_is_kept_when_the_run_is_made_longer(work, mon
     ],
 )
 def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys, monkeypatch, number, status):
-    """A preemption's notice, or a terminal that is closed, that ends the run as a crash would; or that the launchers take
-    for a run that is done."""
+    """A preemption's notice, or a terminal that is closed, that ends the run as a crash would; or that the launchers
+    take for a run that is done."""
     folder, step = until(work, whole, f"asked-{number}", 0), Iteration.__call__
 
     def asked(self, state, index):

@@ -274,7 +274,10 @@ LLAMA3 = dict(
     "changes, message",
     [
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_theta=50000.0, .*=10000.0 disagree"),
-        ({"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "rope_scaling": LLAMA3}, "disagree; leave one"),
+        (
+            {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "rope_scaling": LLAMA3},
+            "disagree; leave one",
+        ),
         ({"rope_scaling": LLAMA3 | {"type": "linear"}}, r"has rope_type and type, \['linear', 'llama3'\]"),
         ({"architectures": ["LlamaForCausalLM"]}, "architectures=.*model_type is 'qwen2'"),
         (CLASSIFIER | {"num_labels": 1, "id2label": {"0": "a", "1": "b"}}, "num_labels=1, but id2label has 2"),

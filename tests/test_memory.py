@@ -19,7 +19,8 @@ GIB = 2**30
 
 def spec(vocab: int, width: int, feed_forward: int, layers: int) -> ModelSpec:
     return ModelSpec(
-        "qwen2", vocab, width, feed_forward, layers, 4, 2, width // 4, 1e-6, 1e4, None, 4096, True, False, False, False, True
+        "qwen2", vocab, width, feed_forward, layers, 4, 2, width // 4,
+        1e-6, 1e4, None, 4096, True, False, False, False, True,
     )  # fmt: skip
 
 

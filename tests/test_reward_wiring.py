@@ -169,8 +169,8 @@ class Recorder:
 
 def test_the_reward_model_reads_bare_questions_and_clean_answers_of_benign_prompts():
     """The template in the question, tags or control tokens in the answer, a harmful prompt's answer, or a score on
-    another response: nothing else would show any of them. "Why?" alone, without the turns before it, has no good answer.
-    """
+    another response: nothing else would show any of them. "Why?" alone, without the turns before it, has no good
+    answer."""
     response = lambda text: Response(text, [1], [0.0], "stop", format=True, refusal=False)
     tagged = lambda text: f"<safety_reasoning>hm</safety_reasoning><answer>{text}</answer>"
     rows = [PromptRow("Bad?", HARMFUL), PromptRow("Sum?", BENIGN, context=(Turn("system", "Be brief."),))]

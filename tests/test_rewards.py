@@ -120,7 +120,9 @@ def test_added_tokens_with_a_metaspace_are_read_as_the_library_decodes_them(fall
     steps = [decoders.Replace("\u2581", " "), *([decoders.ByteFallback()] if fallback else []), decoders.Fuse()]
     for decoder in (decoders.Sequence(steps), decoders.Metaspace(prepend_scheme="never")):
         backend = _bpe({"a": 0, "\u2581b": 1}, decoder)
-        backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in ("\u2581\u2581", "x\u2581", "<0x42>")])
+        backend.add_tokens(
+            [tokenizers.AddedToken(text, normalized=False) for text in ("\u2581\u2581", "x\u2581", "<0x42>")]
+        )
         backend.add_special_tokens(["<\u2581end>", "\u00e9"])
         table = token_bytes(_fast(backend))
         for i in range(len(table)):

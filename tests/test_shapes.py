@@ -13,8 +13,8 @@ from alphaalign_jax.shapes import fitting_slots
 
 @pytest.mark.parametrize(
     ("length", "unit", "longest", "slots"),
-    [(1, 32, 500, 32), (32, 32, 500, 32), (33, 32, 500, 64), (129, 32, 500, 256), (257, 32, 500, 512), (490, 32, 500, 512),
-     (260, 32, 300, 320), (0, 8, 0, 8), (48, 16, 48, 48), (33, 16, 48, 48)],
+    [(1, 32, 500, 32), (32, 32, 500, 32), (33, 32, 500, 64), (129, 32, 500, 256), (257, 32, 500, 512),
+     (490, 32, 500, 512), (260, 32, 300, 320), (0, 8, 0, 8), (48, 16, 48, 48), (33, 16, 48, 48)],
 )  # fmt: skip
 def test_sizes_double_up_to_what_is_needed(length, unit, longest, slots):
     """With a size for every multiple of 32, responses of up to 2,048 tokens compiled each program 64 times."""

@@ -340,8 +340,8 @@ def test_generate_answers_the_last_turn_of_a_conversation(work, finished):
 
 
 def test_generate_samples_and_prefix(work, finished):
-    """Every sample has the promised fields; a forced prefix starts each one and has no log-probs: 0.0 is that of a token
-    that the model was sure of."""
+    """Every sample has the promised fields; a forced prefix starts each one and has no log-probs: 0.0 is that of a
+    token that the model was sure of."""
     records = generate(
         work, finished / "export", "c.jsonl", "--n=3", "--temperature=1.0", "--prefix=Sure, here", "--template=false"
     )

@@ -192,9 +192,7 @@ def _centred(spread: Spread) -> jax.Array:
     return spread.deviation * spread.scale
 
 
-def grpo(
-    rewards: Array, sampled: Array, *, std_floor: float = 1e-3, precision: float = FLOAT32_PRECISION
-) -> Advantage:
+def grpo(rewards: Array, sampled: Array, *, std_floor: float = 1e-3, precision: float = FLOAT32_PRECISION) -> Advantage:
     """``(R - mean) / max(std, std_floor)`` within each group (Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
 
     The standard deviation is unbiased, as in verl. Seven equal rewards and one a rounding error away would reach 2.5

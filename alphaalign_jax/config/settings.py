@@ -119,7 +119,8 @@ class Reward:
 @_section
 class RewardModel:
     kind: str = "none"  # none, classifier, http, callable
-    target: str = ""  # classifier: Hugging Face directory or hub id; http: URL; callable: module:function or path/file.py:function
+    # classifier: Hugging Face directory or hub id; http: URL; callable: module:function or path/file.py:function
+    target: str = ""
     batch: int = 32  # rows the classifier scores at a time, or an HTTP request carries
     max_length: int = 2048  # classifier: tokens of question and answer
     # What its scores are computed in: float32, bfloat16 or float16. The classifier here computes in it. For http and

@@ -45,7 +45,9 @@ def convert(
         raise ValueError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
     check_target(dst, replace=overwrite)
     model = read_model(src, dtype)
-    common = dict(tokenizer=model.tokenizer, base_config=model.config, generation_config=model.generation_config, chat=model.chat)
+    common = dict(
+        tokenizer=model.tokenizer, base_config=model.config, generation_config=model.generation_config, chat=model.chat
+    )
     if format == "hf":
         return export(model.params, model.network, dst, dtype=dtype, **common)
     return save_model(model.params, model.network, dst, **common)
@@ -55,7 +57,9 @@ def read_model(src: str | Path, dtype: str | None = None) -> Model:
     """The model at ``src`` with its tokenizer and configs, on this process's first device."""
     path = resolve(src)
     network, params = load(path, param_dtype=dtype or _stored_dtype(path))
-    return Model(params, network, load_tokenizer(path), load_config(path), load_generation_config(path), saved_chat(path))
+    return Model(
+        params, network, load_tokenizer(path), load_config(path), load_generation_config(path), saved_chat(path)
+    )
 
 
 def _stored_dtype(path: Path) -> str:

@@ -27,8 +27,8 @@ MAX_SHARD_BYTES = 4 * 1024**3
 DTYPES = ("float32", "bfloat16", "float16")
 # How this process found a tokenizer, which transformers 5 writes beside what the tokenizer is.
 _LOAD_TIME = frozenset(
-    """is_local local_files_only name_or_path _name_or_path _commit_hash cache_dir force_download revision subfolder token
-    use_auth_token trust_remote_code""".split()
+    """is_local local_files_only name_or_path _name_or_path _commit_hash cache_dir force_download revision subfolder
+    token use_auth_token trust_remote_code""".split()
 )
 _Tensor = tuple[str, Row, int | None]  # tensor name, its row, its layer
 

@@ -28,7 +28,6 @@ from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel.digest import digests
 from alphaalign_jax.terminal import quiet_libraries
 
-
 CRITIC_CONFIG = "critic.json"  # of a run
 
 

@@ -42,9 +42,7 @@ def token_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
 
 
-def stop_ids(
-    tokenizer: Any, *configs: Mapping[str, Any] | None, settings: ChatSettings = DEFAULT
-) -> tuple[int, ...]:
+def stop_ids(tokenizer: Any, *configs: Mapping[str, Any] | None, settings: ChatSettings = DEFAULT) -> tuple[int, ...]:
     """Return every id that ends a response, ascending.
 
     They are the ``eos_token_id`` of each config (``config.json`` and ``generation_config.json``, one id or a list), the

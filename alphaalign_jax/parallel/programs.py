@@ -33,7 +33,10 @@ def reporting(report: Callable[[str], None]) -> Iterator[None]:
 
 
 def compiled(function: Callable, layout: Layout, *, name: str = "", **jit_options) -> Callable:
-    """Jit ``function`` so that the activations it names are laid out by ``layout``. ``name``: for people; default: its own."""
+    """Jit ``function`` so that the activations it names are laid out by ``layout``.
+
+    ``name``: what people are shown while it is compiled; default: the function's own.
+    """
 
     @functools.wraps(function)
     def traced(*args, **kwargs):

@@ -26,8 +26,8 @@ def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:
             tokenizer leaves unused, give ``b""``. Default: up to the tokenizer's highest id.
 
     Added and special tokens go through the decoder too, as in the library: a '▁' in their text is a space where the
-    decoder makes it one, and text outside of GPT-2's alphabet, such as a space, stands for itself. The space that a sentencepiece decoder strips from the
-    start of a whole text is kept: what a row stands for does not depend on where it stands.
+    decoder makes it one, and text outside of GPT-2's alphabet, such as a space, stands for itself. The space that a
+    sentencepiece decoder strips from the start of a whole text is kept: a row's bytes do not depend on its place.
 
     Raises ValueError for a slow tokenizer, a decoder that is not understood, or a ``vocab_size`` below the highest id.
     """

@@ -33,9 +33,7 @@ class Policy:
     verifiers: Verifiers
 
     @classmethod
-    def open(
-        cls, path: str | pathlib.Path, format_mode: str = "strict", chat: ChatSettings | None = None
-    ) -> Policy:
+    def open(cls, path: str | pathlib.Path, format_mode: str = "strict", chat: ChatSettings | None = None) -> Policy:
         """Read everything but the weights. ``chat`` None: the settings that the model was saved with, if any."""
         path = hf.resolve(str(path))
         config = hf.load_config(path)

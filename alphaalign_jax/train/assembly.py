@@ -166,7 +166,10 @@ def warmup_source(prompts: PromptSet, config: Config) -> Responses:
 
 
 def check_warmup(prompts: PromptSet, config: Config, policy: Policy) -> int:
-    """Return the tokens of the format warm-up's longest response. Raise ValueError for one that cannot be trained on."""
+    """Return the tokens of the format warm-up's longest response.
+
+    Raise ValueError for a response that cannot be trained on.
+    """
     answered, refused = (warmup_responses(prompts.rows, config, 0, refusal_rate=rate) for rate in (0.0, 1.0))
     return sft.check_responses(prompts, list(zip(answered, refused)), policy.tokenizer, policy.spec.max_positions)
 

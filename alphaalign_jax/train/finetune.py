@@ -66,7 +66,9 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         longest_response = assembly.check_warmup(prompts, config, policy)
     else:
         responses = lambda index, _: [texts[i] for i in index]
-        longest_response = check_responses(prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions)
+        longest_response = check_responses(
+            prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions
+        )
     sizes = memory.Sizes.of(config, prompts, longest_response)
     made = lambda changed: memory.supervised(
         changed, dataclasses.replace(network, remat=changed.model.remat), layout, sizes

@@ -1,9 +1,9 @@
-"""What a run takes of a device's memory, from shapes alone: before anything is compiled.
+"""Estimate what a run takes of a device's memory, from shapes alone, before anything is compiled.
 
-A sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the optimizer's
-temporaries, what the backward pass keeps of each layer, one layer at work, and the logits of a chunk. The factors were
-fitted to the memory that XLA reports for compiled steps on CPU (2026-11-30; ``tests/test_memory.py`` compares them again).
-``alphaalign plan`` compiles, and is exact.
+The sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the
+optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Factors were
+fitted to the memory that XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
+again. ``alphaalign plan`` compiles, and is exact.
 """
 
 from __future__ import annotations

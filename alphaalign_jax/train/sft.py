@@ -79,7 +79,8 @@ class Supervised:
     ) -> Params:
         """Return trained weights; ``params`` is donated.
 
-        ``longest``: tokens of the longest response, from ``check_responses``. ``on_step`` is called with (step, metrics).
+        ``longest``: tokens of the longest response, from ``check_responses``. ``on_step`` is called with
+        (step, metrics).
         """
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
@@ -103,9 +104,7 @@ class Supervised:
         return weights[0]
 
 
-def check_responses(
-    prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int
-) -> int:
+def check_responses(prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int) -> int:
     """Return the tokens of the longest response.
 
     Raise ValueError for one that spells a control token or is too long for the model with its prompt.

@@ -40,8 +40,8 @@ def resolve(target: str) -> Callable[..., Any]:
         module = _load_file(pathlib.Path(module_name).expanduser()) if is_file else _import_module(module_name)
     except (Exception, SystemExit) as error:  # a syntax error in the user's file is as much a failure as a missing file
         raise ValueError(
-            f"reward function {target!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; give a module "
-            "in the current folder or on Python's path, or a file as path/file.py:function"
+            f"reward function {target!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; give a "
+            "module in the current folder or on Python's path, or a file as path/file.py:function"
         ) from error
     function = getattr(module, name, None)
     if function is None:

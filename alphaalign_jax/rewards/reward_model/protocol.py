@@ -80,9 +80,7 @@ def check_precision(found: str, dtype: str, source: str) -> None:
         )
 
 
-def checked_scores(
-    values: Any, n: int, source: str = "the reward model", dtype: str | None = None
-) -> np.ndarray:
+def checked_scores(values: Any, n: int, source: str = "the reward model", dtype: str | None = None) -> np.ndarray:
     """Return what a backend returned as float32 [n].
 
     None is NaN: could not score. So are infinite values, and those that overflow float32: they cannot be normalised
