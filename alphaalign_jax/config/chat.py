@@ -1,4 +1,4 @@
-"""What a chat template is rendered with besides the messages: a fixed date, and arguments of the template's own."""
+"""Settings of a chat template: a fixed date, and arguments of the template's own."""
 
 from __future__ import annotations
 

@@ -266,5 +266,5 @@ class Config:
 
     @property
     def chat(self) -> ChatSettings:
-        """What the policy's chat template is rendered with."""
+        """Return the settings that the policy's chat template is rendered with."""
         return ChatSettings(self.model.chat_date, self.model.chat_args)

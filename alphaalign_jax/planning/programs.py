@@ -94,9 +94,10 @@ class Job:
         a, r = self.config.algorithm, self.config.rollout
         if name not in ("score", "update_actor", "update_critic"):
             return 1
-        rows = r.prompts if name == "score" else r.prompts // a.minibatches
+        minibatch = r.prompts // a.minibatches
+        rows = r.prompts if name == "score" else minibatch
         slots = self.tokens.prompt + r.group * r.max_new_tokens
-        part = objectives.micro_batch(a, rows, slots, self.layout.size("batch")) or rows
+        part = objectives.micro_batch(a, rows, slots, self.layout.size("batch")) or minibatch
         return r.prompts // part
 
     @property

@@ -1,8 +1,8 @@
 """Estimate what a run takes of a device's memory, from shapes alone, before anything is compiled.
 
 The sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the
-optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Factors were
-fitted to the memory that XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
+optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Its factors
+were fitted to what XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
 again. ``alphaalign plan`` compiles, and is exact.
 """
 
@@ -110,12 +110,13 @@ def estimate(
     rows = dict(prompts=r.prompts, group=r.group)
     phases = {
         "rollout": whole + _rollout(config, actor.spec, rollout_layout, sizes, sizes.response, **rows),
-        "score": whole + step(actor, r.prompts, r.group, sizes.response).forward(),
-        "update": whole + step(actor, r.prompts // a.minibatches, r.group, sizes.response).backward(),
     }
+    # Log-probs are found for a mini-batch at a time, as the gradients are.
+    minibatch = dict(prompts=r.prompts // a.minibatches, group=r.group, response=sizes.response)
+    phases["score"] = whole + step(actor, **minibatch).forward()
+    phases["update"] = whole + step(actor, **minibatch).backward()
     if critic is not None:
-        critic_step = step(critic, r.prompts // a.minibatches, r.group, sizes.response)
-        phases["critic update"] = whole + critic_step.backward()
+        phases["critic update"] = whole + step(critic, **minibatch).backward()
     evaluated = _rollout(config, actor.spec, rollout_layout, sizes, sizes.evaluated_response, config.eval.batch, 1)
     phases["evaluation"] = whole + evaluated
     if config.warmup.epochs:

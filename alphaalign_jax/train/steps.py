@@ -179,7 +179,9 @@ class Steps:
             return scored
 
         rows = Examples(prompts, tokens, sampled)
-        return objectives.map_rows(score, rows, self._micro_batch(rows))
+        # At most a mini-batch at a time: the logits of all rows would take more memory than any update.
+        minibatch = tokens.shape[0] // settings.minibatches
+        return objectives.map_rows(score, rows, self._micro_batch(rows) or minibatch)
 
     def _assemble(
         self,
