@@ -29,6 +29,7 @@ def made(truncated="terminal", dtype="float32", **settings):
     c.model.path = "none"
     c.rollout.prompts, c.rollout.group, c.rollout.max_new_tokens = B, G, T
     c.reward_model.kind, c.reward_model.dtype, c.algorithm.truncated = "callable", dtype, truncated
+    c.reward_model.target = "alphaalign_jax.rewards.reward_model.lexical:score"  # not called: the scores are given
     c.algorithm.update(settings)
     layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
     return Steps(config_lib.resolve(c), Network(SPEC), Network(SPEC, head="value"), layout)

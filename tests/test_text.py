@@ -59,6 +59,6 @@ def test_an_error_that_nobody_expected_commands_no_terminal(capsys):
     try:
         raise KeyError("\x1b]0;owned\x07")
     except KeyError as error:
-        cli._said(type(error), error, error.__traceback__)
+        cli._show_error(type(error), error, error.__traceback__)
     said = capsys.readouterr().err
     assert "Traceback" in said and "\\x1b]0;owned" in said and "\x1b" not in said
