@@ -91,12 +91,27 @@ def test_a_prompt_does_not_depend_on_the_clock(tokenizer, clock):
     assert not chat.reads_date(tokenizer)
 
 
-@pytest.mark.parametrize("chance", ["{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"])
+@pytest.mark.parametrize(
+    "chance", ["{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}", "{{ ['ab'] | map('random') | list }}"]
+)
 def test_a_template_that_draws_at_random_is_refused(tokenizer, chance):
     """The other way for a template to give one question two prompts."""
     tokenizer.chat_template = TEMPLATE + chance
     with pytest.raises(ValueError, match="draws at random"):
         tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None)
+    tokenizer.chat_template = TEMPLATE + "{# no lipsum, and no | random #}"
+    assert tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None)
+
+
+def test_every_directive_of_a_date_is_known_or_refused(tokenizer):
+    """ "%%d" became a percent sign and a day, and an unknown directive went into the prompt as it stood."""
+    turn, day = [{"role": "user", "content": "Hi"}], ChatSettings("2025-03-09")
+    for given in ("%%d %d%%", "%-d/%-m", "%A %B %j", "%c|%x|%X|%p"):
+        tokenizer.chat_template = f"{{{{ strftime_now('{given}') }}}}|" + TEMPLATE
+        assert chat.text(tokenizer, turn, day).startswith(day.day.strftime(given) + "|")
+    tokenizer.chat_template = "{{ strftime_now('%Q') }}" + TEMPLATE
+    with pytest.raises(ValueError, match="does not know a directive of %Q"):
+        chat.text(tokenizer, turn, day)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +119,17 @@ def test_a_template_that_draws_at_random_is_refused(tokenizer, chance):
     [
         (QUIET_HEADER, "<|im_start|>"),
         ("{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}\n{% endfor %}", "ASSISTANT:"),
+        (TEMPLATE + "{{ '<|im_end|>' }}", "after the assistant's turn has begun"),
+        (TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>user"), "in another turn than the assistant's"),
+        (TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>assistant<|im_start|>assistant"), "has begun"),
+        (
+            "{% for m in messages %}{{ 'A: ' if m.role == 'assistant' else 'Q: ' }}{{ m.content }}\n{% endfor %}Q: ",
+            "in another turn",
+        ),
         (TEMPLATE, None),
         (THINKING, None),
+        (TEMPLATE.replace("assistant\n", "assistant \n\n"), None),
+        (TEMPLATE.replace("assistant\n", "assistant\n<think>\n"), None),
         ("{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}"
          "<|im_end|>{% endif %}{% endfor %}", None),
         (TEMPLATE.replace("{{ m['content'] }}", "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
@@ -118,7 +142,7 @@ def test_a_prompt_ends_where_the_answer_begins(tokenizer, template, header):
     if header is None:
         assert tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None)
         return
-    with pytest.raises(ValueError, match="ends a prompt before the assistant's turn") as refused:
+    with pytest.raises(ValueError, match="ends a prompt") as refused:
         tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None)
     assert header in str(refused.value)
 
@@ -130,6 +154,13 @@ def test_template_arguments_reach_the_template(tokenizer):
     with_args = lambda *args: chat.text(tokenizer, turn, ChatSettings(args=args), generation_prompt=True)
     assert with_args("enable_thinking=false").endswith("</think>\n\n")
     assert with_args("enable_thinking=true") == with_args() and with_args().endswith("assistant\n")
+    for spelt in ("False", "no", "OFF"):
+        assert with_args(f"enable_thinking={spelt}").endswith("</think>\n\n"), spelt
+    with pytest.raises(ValueError, match="does not read 'enable_thinkng'; it reads .*enable_thinking"):
+        tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None, ChatSettings(args=("enable_thinkng=false",)))
+    for stray in ("truncation=true", "chat_template=x", "return_tensors=np"):
+        with pytest.raises(ValueError, match="does not read"):
+            tokenize_rows([PromptRow("Hi", BENIGN)], tokenizer, None, ChatSettings(args=(stray,)))
     settings = ChatSettings("2025-03-09", ("a=1", "b=x=y"))
     assert settings.variables().items() >= {"a": 1, "b": "x=y"}.items()
     assert ChatSettings.of(settings.to_json()) == settings
@@ -137,9 +168,18 @@ def test_template_arguments_reach_the_template(tokenizer):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"date": "26 Jul"}, {"date": 5}, {"args": ("x",)}, {"args": ("messages=[]",)}, {"args": "a=b"}, {"args": (3,)}],
+    [
+        {"date": "26 Jul"},
+        {"date": 5},
+        {"args": ("x",)},
+        {"args": ("messages=[]",)},
+        {"args": "a=b"},
+        {"args": (3,)},
+        {"date": "20240726"},
+        {"args": ("a=1", "a=2")},
+    ],
 )
 def test_chat_settings_are_checked(bad):
     """An argument that the template is given anyway would end in Python's own error, once the model is loaded."""
-    with pytest.raises(ValueError, match="chat_(date|args).*: expected|chat_args: .* expected"):
+    with pytest.raises(ValueError, match="chat_(date|args).*: expected|chat_args: .* (expected|leave one)"):
         ChatSettings(**bad)

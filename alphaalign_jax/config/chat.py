@@ -7,6 +7,9 @@ import datetime
 import json
 from typing import Any
 
+DEFAULT_DATE = "2024-07-26"
+# How people write what JSON writes as false, true and null. As text, "False" would be true to a template.
+_WORDS = {"false": False, "true": True, "none": None, "null": None, "no": False, "yes": True, "off": False, "on": True}
 # Variables that a template is always given.
 _OWN_ARGUMENTS = ("messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now")
 
@@ -19,18 +22,20 @@ class ChatSettings:
       date: ISO date that the template is given as today's. Templates that read the clock would write another prompt
         tomorrow, and a run that is resumed past midnight would train on other tokens. The default is the date that
         Llama 3's template itself falls back to.
-      args: arguments of the template, as ``name=value``; a value that is JSON is read as such (``false``, ``3``),
-        any other is text. Qwen3: ``enable_thinking=false``.
+      args: arguments of the template, as ``name=value``; a value that is JSON is read as such (``3``), and so are
+        false, no, off and their like in any case; any other is text. Qwen3: ``enable_thinking=false``.
     """
 
-    date: str = "2024-07-26"
+    date: str = DEFAULT_DATE
     args: tuple[str, ...] = ()
 
     def __post_init__(self):
         try:
-            datetime.date.fromisoformat(self.date)
+            canonical = datetime.date.fromisoformat(self.date).isoformat() == self.date
         except (TypeError, ValueError):
-            raise ValueError(f"chat_date={self.date!r}: expected a date such as 2024-07-26") from None
+            canonical = False
+        if not canonical:
+            raise ValueError(f"chat_date={self.date!r}: expected a date such as {DEFAULT_DATE}")
         if not isinstance(self.args, (tuple, list)):
             raise ValueError(f"chat_args={self.args!r}: expected name=value pairs, such as enable_thinking=false")
         for pair in self.args:
@@ -40,6 +45,9 @@ class ChatSettings:
                     f"chat_args: {pair!r:.80} is not an argument of a chat template; expected name=value, such as "
                     f"enable_thinking=false, with a name other than {', '.join(_OWN_ARGUMENTS)}"
                 )
+        names = [pair.partition("=")[0] for pair in self.args]
+        if len(set(names)) != len(names):
+            raise ValueError(f"chat_args: {', '.join(self.args)!r:.200} gives a name twice; leave one")
 
     @classmethod
     def of(cls, recorded: dict[str, Any]) -> ChatSettings:
@@ -58,7 +66,7 @@ class ChatSettings:
         for pair in self.args:
             name, _, value = pair.partition("=")
             try:
-                found[name] = json.loads(value)
+                found[name] = _WORDS[value.lower()] if value.lower() in _WORDS else json.loads(value)
             except ValueError:
                 found[name] = value
         return found | {"date_string": self.day.strftime("%d %b %Y")}

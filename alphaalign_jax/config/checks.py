@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alphaalign_jax.config import urls
+from alphaalign_jax.config.chat import DEFAULT_DATE, ChatSettings
 from alphaalign_jax.config.settings import Config
 
 CHOICES = {
@@ -78,7 +79,7 @@ def check(config: Config) -> None:
         raise ValueError(f"config.data.harmful_fraction={share}: expected 0 to 1, or -1 to leave it to the mix")
     _check_target(config)
     try:
-        _ = config.chat
+        ChatSettings(config.model.chat_date or DEFAULT_DATE, config.model.chat_args)
     except ValueError as error:
         raise ValueError(f"config.model.{error}") from None
     _check_slices(config)

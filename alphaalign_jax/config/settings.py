@@ -6,7 +6,6 @@ import dataclasses
 import pathlib
 
 from alphaalign_jax import buckets
-from alphaalign_jax.config.chat import ChatSettings
 
 
 def _section(cls):
@@ -26,8 +25,10 @@ class Model:
     # plain (matrix products, XLA), splash (TPU kernel), triton (GPU kernel), or auto: what suits the device.
     attention: str = "auto"
     # Today's date for a chat template that asks for one: read from the clock, prompts would change from day to day.
-    chat_date: str = "2024-07-26"
-    chat_args: tuple = ()  # further arguments of the chat template, as name=value: enable_thinking=false
+    # Empty: as the model was saved with, or 2024-07-26.
+    chat_date: str = ""
+    # Arguments of the chat template, as name=value: enable_thinking=false. Empty: as the model was saved with.
+    chat_args: tuple = ()
 
 
 @_section
@@ -263,8 +264,3 @@ class Config:
     @property
     def export_dir(self) -> pathlib.Path:
         return self.run_dir / "export"
-
-    @property
-    def chat(self) -> ChatSettings:
-        """Return the settings that the policy's chat template is rendered with."""
-        return ChatSettings(self.model.chat_date, self.model.chat_args)

@@ -74,7 +74,8 @@ def sample(
     if not 0 <= args.seed < 2**31:
         raise ValueError(f"--seed={args.seed}: expected 0 to {2**31 - 1}")
     Sampling.create(args.temperature, args.top_k, args.top_p)  # refuses numbers out of range before anything is read
-    policy = Policy.open(args.model, args.format_mode, chat_settings(args))
+    chat = chat_settings(args)
+    policy = Policy.open(args.model, args.format_mode, chat.date, chat.args)
     sampling = policy.sampling(args.temperature, args.top_k, args.top_p)
     prompts = PromptSet.build(rows, policy.tokenizer, render if args.template else None, settings=policy.chat)
     check_no_control(prefix, control_texts(policy.tokenizer), f"--prefix={prefix!r:.200}", "take it out")
@@ -114,10 +115,9 @@ def sample(
 
 def chat_settings(args: Any) -> ChatSettings:
     """Return what the chat template is rendered with: as the model was saved with, but for the given options."""
-    saved = hf.saved_chat(args.model)
-    pairs = saved.args if args.chat_args is None else tuple(filter(None, args.chat_args.split(",")))
+    pairs = None if args.chat_args is None else tuple(filter(None, args.chat_args.split(",")))
     try:
-        return ChatSettings(args.chat_date or saved.date, pairs)
+        return hf.chat_settings(args.model, args.chat_date or "", pairs)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
 

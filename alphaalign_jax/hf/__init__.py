@@ -6,13 +6,13 @@ from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import check, load
 from alphaalign_jax.hf.orbax_model import CRITIC_CONFIG, describe_run, save_model
 from alphaalign_jax.hf.paths import (
+    chat_settings,
     is_classifier,
     load_config,
     load_generation_config,
     load_spec,
     read_json,
     resolve,
-    saved_chat,
     spec_of,
 )
 from alphaalign_jax.hf.staging import check_target
@@ -41,7 +41,7 @@ __all__ = [
     "resolve",
     "spec_of",
     "save_model",
-    "saved_chat",
+    "chat_settings",
     "stop_ids",
     "token_ids",
 ]

@@ -10,7 +10,7 @@ from alphaalign_jax.hf.chat import ChatSettings
 from alphaalign_jax.hf.export import export
 from alphaalign_jax.hf.load import load, open_source
 from alphaalign_jax.hf.orbax_model import save_model
-from alphaalign_jax.hf.paths import kind, load_config, load_generation_config, marker, resolve, saved_chat
+from alphaalign_jax.hf.paths import chat_settings, kind, load_config, load_generation_config, marker, resolve
 from alphaalign_jax.hf.staging import check_target
 from alphaalign_jax.hf.tokenizer import load_tokenizer
 from alphaalign_jax.models import Network, Params
@@ -58,7 +58,7 @@ def read_model(src: str | Path, dtype: str | None = None) -> Model:
     path = resolve(src)
     network, params = load(path, param_dtype=dtype or _stored_dtype(path))
     return Model(
-        params, network, load_tokenizer(path), load_config(path), load_generation_config(path), saved_chat(path)
+        params, network, load_tokenizer(path), load_config(path), load_generation_config(path), chat_settings(path)
     )
 
 

@@ -30,6 +30,8 @@ _LOAD_TIME = frozenset(
     """is_local local_files_only name_or_path _name_or_path _commit_hash cache_dir force_download revision subfolder
     token use_auth_token trust_remote_code""".split()
 )
+_NOT_OURS = frozenset(("auto_map", "gradient_checkpointing", "processor_class"))  # files and settings that are not here
+_SPECIAL_NAMES = frozenset(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
 _Tensor = tuple[str, Row, int | None]  # tensor name, its row, its layer
 
 
@@ -94,7 +96,8 @@ def merged_config(network: Network, base: Mapping[str, Any] | None, tokenizer: A
     """``config.json``: fields of ``base`` that say nothing of the architecture, then ours."""
     spec = network.spec
     ours = spec.to_hf()
-    config = dict(base or {})
+    # Python's own state, how the base was trained, and code beside it, which is not here.
+    config = {key: value for key, value in dict(base or {}).items() if key not in _NOT_OURS and not key.startswith("_")}
     # Spellings of what ``ours`` says in other words: left in, they would be read instead of it, or beside it.
     for stale in ("rope_parameters", "rope_scaling", "dtype", "torch_dtype", "num_labels", "quantization_config"):
         config.pop(stale, None)
@@ -123,22 +126,27 @@ def write_configs(
     generation = ids | {key: value for key, value in (generation_config or {}).items() if value is not None}
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
-        _make_portable(out / "tokenizer_config.json")
+        _make_portable(out / "tokenizer_config.json", tokenizer)
         generation["eos_token_id"] = list(stop_ids(tokenizer, config, generation_config, settings=chat))
     _write_json(out / "config.json", config)
     _write_json(out / "generation_config.json", generation)
 
 
-def _make_portable(file: Path) -> None:
+def _make_portable(file: Path, tokenizer: Any) -> None:
     """Rewrite what transformers 5 says of a tokenizer so that transformers 4, and what builds on it, reads it too.
 
     The older spellings mean the same to both, but for what a call returns: under the older class name 4 would add
     ``token_type_ids``, which no model here takes.
     """
     config = json.loads(file.read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if key not in _LOAD_TIME}
+    config = {key: value for key, value in config.items() if key not in _LOAD_TIME and key not in _NOT_OURS}
     if isinstance(config.get("extra_special_tokens"), list):  # 4 expects a dict there: 'list' has no attribute 'keys'
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    named = {name: text for name, text in tokenizer.special_tokens_map.items() if name not in _SPECIAL_NAMES}
+    named = {name: text for name, text in named.items() if isinstance(text, str)}
+    config.pop("model_specific_special_tokens", None)
+    if named:  # image_token and the like: 5 finds them by their names, 4 in a dict
+        config |= named | {"extra_special_tokens": named}
     if config.get("tokenizer_class") == "TokenizersBackend":
         inputs = {"model_input_names": ["input_ids", "attention_mask"]}
         config = inputs | config | {"tokenizer_class": "PreTrainedTokenizerFast"}

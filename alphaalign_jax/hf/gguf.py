@@ -41,9 +41,11 @@ _LAYER_NAMES = {
 _READ = frozenset(
     """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon rope.freq_base
-    rope.dimension_count attention.causal""".split()
+    rope.dimension_count attention.causal rope.scaling.original_context_length tensor_data_layout""".split()
 )
-_FACTORS = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor", "logit_scale")  # 1 changes nothing
+# 1 changes nothing. The second is applied whatever the type of scaling is.
+_FACTORS = ("rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear", "logit_scale", "embedding_scale")
+_FACTORS += ("residual_scale",)
 
 
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
@@ -249,7 +251,7 @@ def _refuse_unsupported(meta: Metadata, arch: str, tensors: dict[str, Any]) -> N
         prefix, _, name = key.partition(".")
         neutral = value is None or value is False or value == 0 or (name in _FACTORS and _is_one(value))
         # With the type "none" the other keys of rope.scaling say nothing; without a type they may.
-        idle = name.startswith("rope.scaling.") and scaling in meta.fields
+        idle = name.startswith("rope.scaling.") and name != "rope.scaling.attn_factor" and scaling in meta.fields
         if prefix == arch and name not in _READ and not idle and not neutral:
             raise ValueError(f"{path}: metadata {key}={value!r:.80} is not implemented")
 

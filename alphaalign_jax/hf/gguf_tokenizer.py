@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from alphaalign_jax.hf import gguf
 from alphaalign_jax.models.spec import Kind
 
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _MERGES: Kind = (
     "a list of texts, two tokens with a space between",
     lambda value: gguf.TEXTS[1](value) and all(" " in merge for merge in value),
@@ -126,7 +126,8 @@ def _pre(meta: gguf.Metadata) -> str:
 
 def _backend(vocabulary: _Vocabulary) -> Tokenizer:
     tokens, pre, bos = vocabulary.tokens, vocabulary.pre, vocabulary.bos
-    vocab = {token: i for i, token in enumerate(tokens)}
+    # Converters fill up the rows of the embedding that no token owns: "[PAD151669]" and the like, which are not text.
+    vocab = {token: i for i, token in enumerate(tokens) if vocabulary.kinds[i] != _UNUSED}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=vocabulary.merges, ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()

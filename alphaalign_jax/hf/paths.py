@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,15 @@ def marker(path: Path) -> dict[str, Any]:
     return _checked_marker(file, read_json(file)) if file.is_file() else {}
 
 
-def saved_chat(path: str | Path) -> ChatSettings:
-    """Return the chat settings that a model of ours was saved with; the defaults for any other model."""
-    recorded = marker(resolve(path)).get("chat") if kind(resolve(path)) != "gguf" else None
-    return ChatSettings() if recorded is None else ChatSettings.of(recorded)
+def chat_settings(path: str | Path, date: str = "", args: Sequence[str] | None = None) -> ChatSettings:
+    """Return what a model's chat template is rendered with: what is given here, else as the model was saved with.
+
+    Only models of ours say what they were saved with; for others it is the defaults.
+    """
+    local = resolve(path)
+    recorded = marker(local).get("chat") if kind(local) != "gguf" else None
+    saved = ChatSettings() if recorded is None else ChatSettings.of(recorded)
+    return ChatSettings(date or saved.date, saved.args if args is None else tuple(args))
 
 
 def _checked_marker(file: Path, said: dict[str, Any]) -> dict[str, Any]:

@@ -101,4 +101,6 @@ def _files(directory: Path) -> list[Path]:
             f"{directory} has pickled weights only ({pickles[0]}), which can run code when read; load them with "
             f"transformers and save_pretrained to get safetensors"
         )
-    raise ValueError(f"{directory} has neither model.safetensors nor model.safetensors.index.json")
+    quantized = sorted(file.name for file in directory.glob("*.gguf"))
+    hint = f"; to load {quantized[0]}, give the path of that file" if quantized else ""
+    raise ValueError(f"{directory} has neither model.safetensors nor model.safetensors.index.json{hint}")

@@ -39,6 +39,8 @@ _IGNORED = frozenset(
     diversity_penalty repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id
+    num_logits_to_keep keys_to_ignore_at_inference summary_type summary_use_proj summary_activation
+    summary_proj_to_labels tie_encoder_decoder neftune_noise_alpha loss_type
     tokenizer_padding_side tokenizer_model_max_length padding_side padding_idx""".split()
 )
 _READ = frozenset(
@@ -325,8 +327,10 @@ def _scaling(field: str, parameters: Mapping[str, Any]) -> Llama3Scaling | None:
     kind = kinds.pop() if kinds else "default"
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"config.json: {field} sets partial_rotary_factor, which is not implemented")
-    if kind == "linear" and rope == {"factor": 1.0}:  # positions divided by 1
+    if kind in ("linear", "default") and rope == {"factor": 1.0}:  # positions divided by 1
         return None
+    if rope.get("attention_factor") == 1.0:  # of the attention's temperature
+        rope.pop("attention_factor")
     if kind == "default":
         if rope:
             raise ValueError(f"config.json: {field} has fields {sorted(rope)} that rope_type 'default' does not read")

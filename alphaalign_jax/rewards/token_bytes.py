@@ -71,6 +71,8 @@ def _row_decoder(decoder: dict | None):
                 f"tokenizer decoder {json.dumps(step, ensure_ascii=False)} is not supported; supported: ByteLevel "
                 f"alone, or a sequence of Replace('{_METASPACE}', ' '), Metaspace, ByteFallback, Fuse, Strip"
             )
+    if "Strip" in kinds and "Fuse" not in kinds[: kinds.index("Strip")]:
+        raise ValueError("tokenizer decoder Strip before Fuse is not supported: it strips every token, not the text")
     if not {"Replace", "Metaspace"} & set(kinds):
         raise ValueError(f"tokenizer decoder {kinds or None} is not supported; add ByteLevel, Metaspace or Replace")
     fallback = "ByteFallback" in kinds

@@ -33,8 +33,14 @@ class Policy:
     verifiers: Verifiers
 
     @classmethod
-    def open(cls, path: str | pathlib.Path, format_mode: str = "strict", chat: ChatSettings | None = None) -> Policy:
-        """Read everything but the weights. ``chat`` None: the settings that the model was saved with, if any."""
+    def open(
+        cls,
+        path: str | pathlib.Path,
+        format_mode: str = "strict",
+        chat_date: str = "",
+        chat_args: Sequence[str] | None = None,
+    ) -> Policy:
+        """Read everything but the weights. ``chat_date`` and ``chat_args``: as for ``hf.chat_settings``."""
         path = hf.resolve(str(path))
         config = hf.load_config(path)
         if hf.is_classifier(config):
@@ -42,7 +48,7 @@ class Policy:
                 f"model {path}: {config['architectures'][0]} is a classifier; a policy needs a causal language model"
             )
         spec, tokenizer = hf.load_spec(path), hf.load_tokenizer(path)
-        chat = hf.saved_chat(path) if chat is None else chat
+        chat = hf.chat_settings(path, chat_date, chat_args)
         stops = hf.stop_ids(tokenizer, hf.load_generation_config(path), config, settings=chat)
         table = token_bytes(tokenizer, spec.vocab_size)
         owned = np.zeros(spec.vocab_size, bool)

@@ -229,7 +229,7 @@ def prepare(
         rows, heldout_rows, report = read_rows(config)
         kept = kept_model(mirror) if resumes else None
         path = kept or model_path(config, rows, mirror)
-        policy = Policy.open(path, config.reward.format_mode, config.chat)
+        policy = open_policy(config, path)
         sets = tokenized_sets(config, policy, rows, heldout_rows)
         warmup_slots = 0
         if config.warmup.epochs:
@@ -260,6 +260,12 @@ def prepare(
         warmup_slots=warmup_slots,
         scorer=scorer,
     )
+
+
+def open_policy(config: Config, path: pathlib.Path) -> Policy:
+    """Open the policy at ``path`` with the config's verifiers and chat settings."""
+    m = config.model
+    return Policy.open(path, config.reward.format_mode, m.chat_date, m.chat_args or None)
 
 
 def tokenized_sets(

@@ -27,7 +27,7 @@ def introduction(prepared: Prepared) -> list[str]:
     )
     lines = [found]
     if hf.reads_date(p.policy.tokenizer):
-        lines.append(f"the chat template asks for today's date: it is given {c.model.chat_date} (model.chat_date)")
+        lines.append(f"the chat template asks for today's date: it is given {p.policy.chat.date} (model.chat_date)")
     return lines if p.audit.clean else [*lines, str(p.audit)]
 
 

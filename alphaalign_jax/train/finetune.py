@@ -19,7 +19,6 @@ from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.models import Network
 from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.template import render
-from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import assembly, following, memory
 from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised, check_responses
@@ -52,7 +51,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     else:
         rows, texts = read_pairs(data)
     check_unused(run_dir)
-    policy = Policy.open(assembly.model_path(config, rows, mirror), config.reward.format_mode, config.chat)
+    policy = assembly.open_policy(config, assembly.model_path(config, rows, mirror))
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)

@@ -1,8 +1,8 @@
 """Estimate what a run takes of a device's memory, from shapes alone, before anything is compiled.
 
 The sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the
-optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Its factors
-were fitted to what XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
+optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Its
+factors were fitted to what XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
 again. ``alphaalign plan`` compiles, and is exact.
 """
 

@@ -123,7 +123,6 @@ def _check_alike(found: dict[str, str]) -> None:
 
 
 def _rows(prompts: PromptSet) -> str:
-    # Rows without earlier turns keep the digest that runs of earlier versions have saved.
     parts = [[row.prompt, row.label, row.context] if row.context else [row.prompt, row.label] for row in prompts.rows]
     lines = (json.dumps(part).encode() for part in parts)
     return f"{len(prompts)} prompts, sha256 {_sha256(lines)}"
