@@ -631,7 +631,7 @@ def test_steps_are_named_by_decimal_digits(tmp_path):
 
 
 def test_chat_settings_travel_with_a_model(tmp_path):
-    """A model trained without thinking, or on a date, was trained further, evaluated and converted with other prompts."""
+    """A model trained without thinking, or on a date, was trained further and evaluated with other prompts."""
     network, saved = (
         Network(ModelSpec.from_hf(config("qwen2"))),
         hf.ChatSettings("2025-03-09", ("enable_thinking=false",)),
