@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -21,32 +22,50 @@ class OutOfMemory(ExpectedError):
     """A device had no room left. The settings decide how much is taken, so the same command would end the same way."""
 
 
+# Advice for every command, where the failed allocation does not tell which of its settings decide.
+_TAKE_LESS = "take a smaller model, more devices, bfloat16, or fewer rows at a time"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on the host, or in XLA, which has one exception for all that goes wrong in it."""
+    if isinstance(error, OSError):  # a file that could not be mapped
+        return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
         type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
     )
 
 
+def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
+    """Return what to raise in place of an allocation's ``error``: its size, if it is known, and what to do."""
+    wanted = re.search(r"allocat\w* ([0-9]+) bytes", str(error))
+    size = f" (an allocation of {int(wanted[1]) / 2**30:.1f} GiB failed)" if wanted else ""
+    return OutOfMemory(f"out of memory{size}; {advice}")
+
+
 @contextlib.contextmanager
 def explaining_memory(advice: str) -> Iterator[None]:
-    """Raise OutOfMemory, with ``advice``, in place of an allocation that failed in the block."""
+    """Raise OutOfMemory, with ``advice``, in place of an allocation that failed in the block.
+
+    Only for advice that names settings: ``ends_with`` explains every other failed allocation.
+    """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        wanted = re.search(r"allocat\w* ([0-9]+) bytes", str(error))
-        size = f" (an allocation of {int(wanted[1]) / 2**30:.1f} GiB failed)" if wanted else ""
-        raise OutOfMemory(f"out of memory{size}; {advice}") from error
+        raise out_of_memory(error, advice) from error
 
 
 EXPLAINED = (ValueError, FileNotFoundError, ExpectedError)
 
 
 def ends_with(error: BaseException) -> tuple[int, str | BaseException]:
-    """The exit status of a command that ends with it, and what is to be shown: a line, or the error with its traceback,
-    which ALPHAALIGN_TRACEBACK=1 shows in any case."""
-    if not isinstance(error, EXPLAINED) or os.environ.get("ALPHAALIGN_TRACEBACK"):
+    """Return the exit status of a command that ends with ``error``, and what to show: a line, or the error itself.
+
+    ALPHAALIGN_TRACEBACK=1 shows the error, with its traceback, in any case.
+    """
+    shown = out_of_memory(error, _TAKE_LESS) if is_out_of_memory(error) else error
+    if not isinstance(shown, EXPLAINED) or os.environ.get("ALPHAALIGN_TRACEBACK"):
         return 1, error
-    return error.status if isinstance(error, ExpectedError) else 2, f"{error} (ALPHAALIGN_TRACEBACK=1 shows where)"
+    status = shown.status if isinstance(shown, ExpectedError) else 2
+    return status, f"{shown} (ALPHAALIGN_TRACEBACK=1 shows where)"
