@@ -1,6 +1,7 @@
 """What a run is expected to take of a device, against what compiled steps do take; and what is done about it."""
 
 import dataclasses
+import errno
 
 import jax
 import pytest
@@ -8,8 +9,11 @@ from run_cases import ROOT, run
 
 from alphaalign_jax import config as config_lib
 from alphaalign_jax import errors
+from alphaalign_jax.cli import main
+from alphaalign_jax.evaluation import commands
 from alphaalign_jax.models import ModelSpec
 from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.planning.programs import Job, Tokens
 from alphaalign_jax.train import memory
 from alphaalign_jax.train.iteration import Iteration
@@ -89,6 +93,57 @@ def test_a_run_that_cannot_fit_is_refused_with_settings_that_would():
     assert len(said) == 1 and "is tight" in said[0]
 
 
+def limited(settings: config_lib.Config, limit: float) -> config_lib.Config:
+    return dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, memory_gb=limit / GIB))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lower", "wanted"),
+    [
+        ({"eval.batch": "512", "eval.max_new_tokens": "2048"}, {"eval.batch": 64}, "eval.batch"),
+        ({"algorithm.micro_tokens": "4000", "model.remat": "full"}, {"algorithm.micro_tokens": 1000}, "micro_tokens"),
+    ],
+)
+def test_the_advice_names_the_setting_that_decides(changes, lower, wanted):
+    """Bug: no setting was named for an evaluation that did not fit, nor for slices that a token budget sets."""
+    settings, made, sizes = job(spec(512, 256, 1024, 6), **changes)
+    sizes = dataclasses.replace(sizes, evaluated_response=settings.eval.max_new_tokens or sizes.response)
+    at = estimator(settings, made, sizes)
+    tight = limited(settings, at(memory._changed(settings, lower)).peak / 0.89)
+    assert at(tight).tight
+    assert any(wanted in part for part in memory.advise(tight, at))
+
+
+def test_advice_may_be_tight_where_nothing_better_is():
+    """Bug: settings were named only below 0.9 of the limit, so that a run that 1.0 of it would let in got none."""
+    settings, made, sizes = job(spec(150_000, 64, 192, 2))
+    at = estimator(settings, made, sizes)
+    _, lowest = memory._lowest(limited(settings, 1.0), at)
+    near = limited(settings, lowest.peak / 1.1)
+    assert not at(near).fits
+    changes = dict(part.removeprefix("--config.").split("=") for part in memory.advise(near, at))
+    pairs = {
+        "warmup.epochs": "0",
+        "algorithm.minibatches": "1",
+        "algorithm.advantage": "grpo",
+        "critic.num_layers": "0",
+    }
+    changed = config_lib.load(f"{ROOT}/configs/tiny.py", [*pairs.items(), *changes.items()])
+    assert at(limited(changed, near.mesh.memory_gb * GIB)).fits
+    assert memory.advise(limited(settings, lowest.peak / 2), at) == []
+
+
+def test_a_layout_that_does_not_divide_is_named_before_memory_is_counted():
+    """Bug: JAX's IndivisibleError was shown, with a shape and without a layout, rule table or axis."""
+    settings, made, sizes = job(spec(512, 64, 192, 2))
+    mesh = build_mesh(fsdp=1, tensor=4, devices=jax.devices()[:4])
+    layouts = Layout(mesh, rule_table("fsdp_rollout")), Layout(mesh, rule_table("tensor"))
+    with pytest.raises(ValueError, match="rollout layout, policy .*'kv_heads' of size 2 does not divide"):
+        memory.estimate(settings, made.actor, None, layouts, sizes)
+    with pytest.raises(ValueError, match="training layout, actor .*'kv_heads' of size 2 does not divide"):
+        memory.estimate(settings, made.actor, None, layouts[::-1], sizes)
+
+
 def test_a_failed_allocation_ends_in_one_line_with_settings(work, capsys, monkeypatch):
     """JAX's traceback of fifty lines ends in a number of bytes, and names no setting."""
 
@@ -100,6 +155,27 @@ def test_a_failed_allocation_ends_in_one_line_with_settings(work, capsys, monkey
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and "an allocation of 8.0 GiB failed" in shown
     assert "--config.algorithm.micro_batch=1" in shown and "estimated:" in shown
+
+
+EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+
+
+@pytest.mark.parametrize(
+    "error", [EXHAUSTED, MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")], ids=["XLA", "host", "map"]
+)
+def test_every_command_explains_a_failed_allocation(tmp_path, capsys, monkeypatch, error):
+    """Bug: weights that did not fit as they were loaded ended in a traceback and status 1: pods start again."""
+
+    def fail(*_, **__):
+        raise error
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "How?"}\n')
+    monkeypatch.setattr(commands, "sample", fail)
+    arguments = ["--model=none", f"--prompts={tmp_path}/rows.jsonl", f"--out={tmp_path}/out.jsonl"]
+    assert main(["generate", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "out of memory" in shown and "a smaller model, more devices" in shown
+    assert ("an allocation of 8.0 GiB failed" in shown) == (error is EXHAUSTED)
 
 
 def test_other_errors_of_xla_stay_what_they_are():

@@ -76,7 +76,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     _, params = hf.load(policy.path, network=network, layout=layout)
     began = time.perf_counter()
     with (
-        explaining_memory(memory.advice(expected)),
+        explaining_memory(memory.advice(config, expected)),
         contextlib.closing(Records(run_dir)) as records,
         display.bar("sft", trainer.steps) as advance,
     ):

@@ -78,7 +78,7 @@ def train(
         prepared = assembly.prepare(config, mirror, notice.check, display.say, resumes=then is not None)
         with contextlib.closing(Records(mirror.folder)) as records, _closing(prepared.scorer), _ending_together():
             run = Run(prepared, then, checkpoints, records, mirror, display, notice, began)
-            with explaining_memory(memory.advice(prepared.memory)):
+            with explaining_memory(memory.advice(config, prepared.memory)):
                 return run.train(command)
 
 

@@ -1,7 +1,7 @@
 """Estimate what a run takes of a device's memory, from shapes alone, before anything is compiled.
 
-The sum of what is held all the time and, by phase, of what is alive at its peak: the weights' gradient and the
-optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. Its
+An estimate is the sum of what is held all the time and, by phase, of what is alive at its peak: the gradient and the
+optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. The
 factors were fitted to what XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
 again. ``alphaalign plan`` compiles, and is exact.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from alphaalign_jax.train import objectives
 
 GIB = 2**30
 MARGIN = 1.25  # an estimate above the limit by more than this does not fit: nearer ones are a warning
+ROOM = 0.9  # an estimate above this share of the limit is a warning
 _FLOAT = 4
 # Copies of float32 logits [rows, chunk, V] that are alive at once: in a pass forward, with its gradient, in a draw.
 _LOGITS_FORWARD, _LOGITS_BACKWARD, _LOGITS_DRAW = 2.0, 4.2, 3.0
@@ -71,7 +72,7 @@ class Estimate:
 
     @property
     def tight(self) -> bool:
-        return bool(self.limit) and self.peak > 0.9 * self.limit
+        return bool(self.limit) and self.peak > ROOM * self.limit
 
     def __str__(self) -> str:
         phases = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.phases.items())
@@ -92,7 +93,8 @@ def estimate(
     ``reward_model``: a classifier whose weights every process keeps on its own devices.
     """
     layout, rollout_layout = layouts
-    weigh = functools.partial(_weight_bytes, layout=layout)
+    rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
+    weigh = functools.partial(_trained_bytes, layout=layout)
     a, r = config.algorithm, config.rollout
     weights = weigh(actor)
     held = {"actor": weights, "moments": 2 * weights}
@@ -126,7 +128,7 @@ def estimate(
 
 def supervised(config: Config, network: Network, layout: Layout, sizes: Sizes) -> Estimate:
     """Estimate supervised training alone, which holds the weights and their moments."""
-    held = 3 * _weight_bytes(network, layout)
+    held = 3 * _trained_bytes(network, layout)
     step = _Step(network, config.warmup.batch, 1, sizes.warmup_response, config, layout, sizes, warmup=True)
     return Estimate({"actor": held}, {"warm-up": held + step.backward()}, device_limit(config))
 
@@ -149,7 +151,8 @@ class _Step:
         """Prompts of a slice on one shard of the batch."""
         shards = self.layout.size("batch")
         if self.warmup:
-            part = self.config.warmup.micro_batch
+            w = self.config.warmup
+            part = objectives.even_slice(w.batch, w.micro_batch, shards, "warmup.micro_batch") // shards
         else:
             slots = self.sizes.prompt + self.group * self.response
             part = objectives.micro_batch(self.config.algorithm, self.prompts, slots, shards) // shards
@@ -195,7 +198,7 @@ class _Step:
         return max(_LOGITS_FORWARD * self.logits, self.layer() / 2)
 
     def backward(self) -> float:
-        weights = _weight_bytes(self.network, self.layout)
+        weights = _trained_bytes(self.network, self.layout)
         sliced = self.slice * self.layout.size("batch") < self.prompts
         return weights * (_UPDATE + sliced) + self.kept() + max(_LOGITS_BACKWARD * self.logits, self.layer())
 
@@ -218,12 +221,20 @@ def _rollout(
     grows = 1.5 if 0 < config.rollout.cache < response else 1.0  # the old keys beside the new ones
     cache = slot * (rows * response * grows + prompts / layout.size("batch") * sizes.prompt + sizes.prefix)
     logits = _LOGITS_DRAW * rows * spec.vocab_size / layout.size("vocab") * _FLOAT
-    return _weight_bytes(network, layout, size) + cache + logits
+    weights = _weight_bytes(network, layout, "rollout layout, policy", size)
+    return weights + cache + logits
 
 
-def _weight_bytes(network: Network, layout: Layout, itemsize: int = _FLOAT) -> float:
-    """Bytes of a device's part of the weights."""
-    shapes, shardings = network.shapes(), layout.tree_shardings(network.axes)
+def _trained_bytes(network: Network, layout: Layout) -> float:
+    """Bytes of a device's part of the weights as they are trained, in float32."""
+    name = "critic" if network.head == "value" else "actor"
+    return _weight_bytes(network, layout, f"training layout, {name}", _FLOAT)
+
+
+def _weight_bytes(network: Network, layout: Layout, what: str, itemsize: int) -> float:
+    """Bytes of a device's part of the weights. ValueError, with ``what``, for weights that do not divide."""
+    shapes = network.shapes()
+    shardings = layout.tree_shardings(network.axes, shapes, what)
     part = lambda x, sharding: math.prod(sharding.shard_shape(x.shape))
     return itemsize * sum(jax.tree.leaves(jax.tree.map(part, shapes, shardings)))
 
@@ -261,47 +272,80 @@ def check(config: Config, made: Callable[[Config], Estimate], say: Callable[[str
     return found
 
 
-def advice(expected: Estimate) -> str:
-    """Return what to do after an allocation has failed, whatever was ``expected``."""
+def advice(config: Config, expected: Estimate) -> str:
+    """Return what to do after an allocation of a run of ``config`` has failed, whatever was ``expected``."""
+    budget = config.algorithm.micro_tokens
+    part = f"micro_tokens={max(1, budget // 2)}" if budget else "micro_batch=1"
     return (
-        f"{expected}. Less takes: --config.algorithm.logprob_chunk=16, --config.algorithm.micro_batch=1, "
+        f"{expected}. These take less: --config.algorithm.logprob_chunk=16, --config.algorithm.{part}, "
         "--config.warmup.micro_batch=1, --config.model.remat=full, or fewer of rollout.prompts and eval.batch"
     )
 
 
 def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
-    """Return settings with which ``config`` would fit, as few as do; empty if none are known."""
-    chosen: list[tuple[str, Any]] = []
+    """Return settings with which ``config`` would fit, as few as do; empty if none are known.
+
+    If nothing leaves the usual room, these are settings whose estimate is accepted, with the lowest peak.
+    """
+    chosen, best = _lowest(config, made)
+    if not best.fits:
+        return []
+    limit = MARGIN if best.tight else ROOM
+    enough = lambda found: found.peak <= limit * found.limit
+    if not enough(made(config)):
+        for key in reversed(list(chosen)):  # a saving may have become needless by a later one
+            rest = {name: value for name, value in chosen.items() if name != key}
+            if enough(made(_changed(config, rest))):
+                chosen = rest
+    return [f"--config.{key}={value}" for key, value in chosen.items()]
+
+
+def _lowest(config: Config, made: Callable[[Config], Estimate]) -> tuple[dict[str, Any], Estimate]:
+    """Return the savings that lower the peak, taken until it is not tight, with their estimate.
+
+    Savings are tried again after others were taken: each lowers some phases, and another phase is then the highest.
+    """
+    chosen: dict[str, Any] = {}
     best = made(config)
-    for key, value in _savings(config):
-        tried = _changed(config, [*chosen, (key, value)])
-        try:
-            found = made(tried)
-        except ValueError:  # a slice that does not divide
-            continue
-        if found.peak < 0.95 * best.peak:
-            chosen = [pair for pair in chosen if pair[0] != key] + [(key, value)]
-            best = found
-        if not best.tight:
-            needed = [pair for pair in chosen if made(_changed(config, [p for p in chosen if p != pair])).tight]
-            return [f"--config.{key}={value}" for key, value in needed or chosen]
-    return []
+    lowered = True
+    while lowered and best.tight:
+        lowered = False
+        for key, value in _savings(config):
+            tried = {**chosen, key: value}
+            try:
+                found = made(_changed(config, tried))
+            except ValueError:  # a slice that does not divide
+                continue
+            if found.peak < 0.95 * best.peak:
+                chosen, best, lowered = tried, found, True
+            if not best.tight:
+                break
+    return chosen, best
 
 
 def _savings(config: Config) -> Sequence[tuple[str, Any]]:
     """Settings that take less memory and change no result but its rounding, the cheapest first."""
-    a = config.algorithm
+    a, w = config.algorithm, config.warmup
     chunks = [("algorithm.logprob_chunk", chunk) for chunk in (16, 4) if chunk < a.logprob_chunk]
-    slices = [("warmup.micro_batch", n) for n in (4, 1) if n < (config.warmup.micro_batch or config.warmup.batch)]
-    if not a.micro_tokens:
+    evaluated = [("eval.batch", n) for n in _halves(config.eval.batch)]
+    slices = [("warmup.micro_batch", n) for n in (4, 1) if n < (w.micro_batch or w.batch)]
+    if a.micro_tokens:
+        slices += [("algorithm.micro_tokens", n) for n in _halves(a.micro_tokens)]
+    else:
         per_step = a.micro_batch or config.rollout.prompts // a.minibatches
         slices += [("algorithm.micro_batch", n) for n in (4, 2, 1) if n < per_step]
     remat = [("model.remat", "full")] if config.model.remat != "full" else []
-    return [*chunks, *slices, *remat, *([("algorithm.reference_on_host", True)] if a.reference else [])]
+    host = [("algorithm.reference_on_host", True)] if a.reference and not a.reference_on_host else []
+    return [*chunks, *evaluated, *slices, *remat, *host]
 
 
-def _changed(config: Config, changes: Sequence[tuple[str, Any]]) -> Config:
-    for key, value in changes:
+def _halves(number: int) -> list[int]:
+    """Return the half of ``number``, the half of that, and so on down to 1."""
+    return [number >> n for n in range(1, number.bit_length())]
+
+
+def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    for key, value in changes.items():
         section, name = key.split(".")
         part = dataclasses.replace(getattr(config, section), **{name: value})
         config = dataclasses.replace(config, **{section: part})
