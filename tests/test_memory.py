@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import re
 
 import jax
 import pytest
@@ -13,7 +14,9 @@ from alphaalign_jax.cli import main
 from alphaalign_jax.evaluation import commands
 from alphaalign_jax.models import ModelSpec
 from alphaalign_jax.models.distribution import Sampling
+from alphaalign_jax.models.published import config_of
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
+from alphaalign_jax.planning.chips import topology
 from alphaalign_jax.planning.programs import Job, Tokens
 from alphaalign_jax.train import memory
 from alphaalign_jax.train.iteration import Iteration
@@ -63,6 +66,41 @@ def test_the_estimate_is_near_what_compiled_steps_take(case):
     lowered = made.steps.update_actor.lower((state.actor, state.actor_opt), batch, index, sampling)
     taken = lowered.compile().memory_analysis().temp_size_in_bytes
     assert 0.75 < (expected.phases["update"] - held) / taken < 1.45
+
+
+def plans() -> list[tuple[str, str, str, str, float]]:
+    """Each plan of configs/plans.md for v5e: config, topology, fsdp, tensor, GiB of ``update_actor``."""
+    text = (ROOT / "configs/plans.md").read_text()
+    pattern = (
+        r"(configs/\S+) on (v5e:\w+): fsdp (\d+) x tensor (\d+)\n(?:.*\n)*?.* update_actor +(?:[\d.]+ +){4}([\d.]+)"
+    )
+    return [(*found[:4], float(found[4])) for found in re.findall(pattern, text)]
+
+
+@pytest.mark.parametrize("plan", plans(), ids=lambda plan: f"{plan[0]} {plan[1]}")
+def test_the_estimate_is_near_the_plans_of_sharded_models(plan, tpu_devices):
+    """Bug: 9.2 for 12.8 GiB, as what is gathered of weights that are shared out was not counted."""
+    path, chips, fsdp, tensor, planned = plan
+    changes = {"mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    if "fsdp_rollout" in path:
+        changes["mesh.rollout_overrides"] = "(('kv_heads',),)"
+    settings = config_lib.load(str(ROOT / path), list(changes.items()))
+    model = ModelSpec.from_hf(config_of(settings.model.path))
+    made = Job(settings, model, topology(chips)[1], Tokens.of(settings, 140, None))
+    longest = settings.rollout.max_new_tokens
+    sizes = memory.Sizes(made.tokens.prefix, made.tokens.prompt, longest, evaluated_response=longest)
+    expected = memory.estimate(settings, made.actor, made.critic, (made.layout, made.rollout_layout), sizes)
+    assert expected.phase == "update"
+    assert expected.peak / GIB == pytest.approx(planned, rel=0.15)
+
+
+def test_long_heldout_prompts_count():
+    """Bug: an evaluation of prompts longer than any that is trained on was taken for one of training prompts."""
+    settings, made, sizes = job(spec(512, 256, 1024, 6))
+    evaluation = lambda found: estimator(settings, made, found)(settings).phases["evaluation"]
+    short = evaluation(dataclasses.replace(sizes, heldout={64: 500}))
+    long = evaluation(dataclasses.replace(sizes, heldout={64: 500, 4096: 3}))
+    assert long > 1.5 * short
 
 
 def estimator(settings: config_lib.Config, made: Job, sizes: memory.Sizes):

@@ -83,8 +83,8 @@ def respond(
     indices = list(range(len(prompts)) if indices is None else indices)
     forced_ids = jnp.asarray(forced, jnp.int32) if len(forced) else None
     found: dict[int, list[Response]] = {}
-    for width, members in _by_width(prompts, indices).items():
-        size = _batch_size(batch, width, len(members), engine)
+    for width, members in by_width(prompts, indices).items():
+        size = batch_size(batch, width, len(members), engine.layout.size("batch"))
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
             # A short last batch is filled up with repeats of its last row: one shape, one program a width.
@@ -98,9 +98,11 @@ def respond(
     return [found[i] for i in indices]
 
 
-def _by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]:
-    """Indices by padded width: the set's bucket times a power of four. Each width costs a compile, and decoding, which
-    takes the time, does not care for the padding."""
+def by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]:
+    """Return indices by padded width: the set's bucket times a power of four.
+
+    Each width costs a compile. Padding costs little: decoding, which takes the time, does not depend on it.
+    """
     groups: dict[int, list[int]] = {}
     for i in indices:
         width = prompts.bucket
@@ -110,10 +112,11 @@ def _by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]
     return dict(sorted(groups.items()))
 
 
-def _batch_size(batch: int, width: int, count: int, engine: Engine) -> int:
-    """Prompts at a time: at most ``batch``, fewer where they are wide; ``count`` of them in batches of one size, a
-    multiple of the shards of the batch axis."""
-    shards = engine.layout.size("batch")
+def batch_size(batch: int, width: int, count: int, shards: int) -> int:
+    """Return how many of ``count`` prompts to take at a time: at most ``batch``, and fewer wide ones.
+
+    Batches are of one size, a multiple of the ``shards`` of the batch axis.
+    """
     fitting = min(batch, max(1, batch * WIDE // width))
     even = -(-count // -(-count // fitting))
     return -(-even // shards) * shards

@@ -239,7 +239,7 @@ def prepare(
         _check_slices(config, sets["train"], train_layout)
         valued = get_estimator(config.algorithm.advantage).critic
         critic = critic_network(config, policy.spec, kept) if valued else None
-        sizes = memory.Sizes.of(config, sets["train"], warmup_slots)
+        sizes = memory.Sizes.of(config, sets["train"], sets["heldout"], warmup_slots)
         made = memory_estimator(policy.spec, critic, (train_layout, rollout_layout), sizes)
         expected = memory.check(config, made, say)
         sampled = rollout_network(config, policy.spec)

@@ -68,7 +68,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         longest_response = check_responses(
             prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions
         )
-    sizes = memory.Sizes.of(config, prompts, longest_response)
+    sizes = memory.Sizes.of(config, prompts, warmup_response=longest_response)
     made = lambda changed: memory.supervised(
         changed, dataclasses.replace(network, remat=changed.model.remat), layout, sizes
     )

@@ -18,6 +18,7 @@ import jax
 
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.evaluation.respond import batch_size, by_width
 from alphaalign_jax.models import ModelSpec, Network
 from alphaalign_jax.parallel import Layout, processes
 from alphaalign_jax.train import objectives
@@ -41,12 +42,15 @@ class Sizes:
     response: int
     warmup_response: int = 0
     evaluated_response: int = 0
+    heldout: Mapping[int, int] = dataclasses.field(default_factory=dict)  # held-out prompts by their S
 
     @classmethod
-    def of(cls, config: Config, train: PromptSet, warmup_response: int = 0) -> Sizes:
+    def of(cls, config: Config, train: PromptSet, heldout: PromptSet | None = None, warmup_response: int = 0) -> Sizes:
         longest = config.rollout.max_new_tokens
         evaluated = config.eval.max_new_tokens or longest
-        return cls(len(train.prefix), train.slots(), longest, warmup_response, evaluated)
+        widths = {} if heldout is None else by_width(heldout, range(len(heldout)))
+        counts = {width: len(members) for width, members in widths.items()}
+        return cls(len(train.prefix), train.slots(), longest, warmup_response, evaluated, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +113,20 @@ def estimate(
         held["reward model"] = reward_model.num_parameters * size / len(layout.mesh.local_devices)
     whole = sum(held.values())
     step = functools.partial(_Step, config=config, layout=layout, sizes=sizes)
-    rows = dict(prompts=r.prompts, group=r.group)
-    phases = {
-        "rollout": whole + _rollout(config, actor.spec, rollout_layout, sizes, sizes.response, **rows),
-    }
+    sample = functools.partial(_Rollout, config, actor.spec, layouts, sizes.prefix)
+    phases = {"rollout": whole + sample(r.prompts, r.group, sizes.prompt, sizes.response).peak()}
     # Log-probs are found for a mini-batch at a time, as the gradients are.
     minibatch = dict(prompts=r.prompts // a.minibatches, group=r.group, response=sizes.response)
     phases["score"] = whole + step(actor, **minibatch).forward()
     phases["update"] = whole + step(actor, **minibatch).backward()
     if critic is not None:
         phases["critic update"] = whole + step(critic, **minibatch).backward()
-    evaluated = _rollout(config, actor.spec, rollout_layout, sizes, sizes.evaluated_response, config.eval.batch, 1)
-    phases["evaluation"] = whole + evaluated
+    shards = rollout_layout.size("batch")
+    evaluated = [
+        sample(batch_size(config.eval.batch, width, count, shards), 1, width, sizes.evaluated_response).peak()
+        for width, count in (sizes.heldout or {sizes.prompt: config.eval.batch}).items()
+    ]
+    phases["evaluation"] = whole + max(evaluated)
     if config.warmup.epochs:
         phases |= supervised(config, actor, layout, sizes).phases
     return Estimate(held, phases, device_limit(config))
@@ -176,12 +182,8 @@ class _Step:
 
     def layer(self) -> float:
         """Bytes of all that one layer computes."""
-        s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
-        heads = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim / self.layout.size("heads")
-        width = 8 * s.hidden_size + 4 * s.intermediate_size / self.layout.size("mlp") + 3 * heads
         keys = self.sizes.prefix + self.sizes.prompt + self.response
-        scores = _SCORES * s.num_heads / self.layout.size("heads") * keys * _FLOAT
-        return self.tokens * (width * size + (scores if self._writes_scores else 0.0))
+        return _layer_bytes(self.network, self.layout, self.tokens, keys)
 
     def kept(self) -> float:
         """Bytes of what the backward pass keeps of all layers."""
@@ -194,35 +196,72 @@ class _Step:
             width += 2 * s.hidden_size + heads + 2 * s.intermediate_size / self.layout.size("mlp")
         return s.num_layers * self.tokens * width * size
 
+    def gathered(self, *, gradient: bool) -> float:
+        """Bytes of weights that are gathered from the devices that share them out, and of their gradient."""
+        if self.layout.size("embed") == 1:
+            return 0.0
+        s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
+        beside = Layout(self.layout.mesh, {**self.layout.rules, "embed": ()})
+        layer = _part(self.network.axes["layers"], self.network.shapes()["layers"], beside) / s.num_layers
+        table = s.vocab_size * s.hidden_size / self.layout.size("vocab")
+        used = (table + layer) * (size + _FLOAT * gradient)  # the embedding, and one layer at work
+        if self.network.head == "lm":  # gathered as it is held; its gradient is a chunk's beside the sum of all
+            used += table * (size + _FLOAT + 2 * _FLOAT * gradient)
+        return used
+
     def forward(self) -> float:
-        return max(_LOGITS_FORWARD * self.logits, self.layer() / 2)
+        return self.gathered(gradient=False) + max(_LOGITS_FORWARD * self.logits, self.layer() / 2)
 
     def backward(self) -> float:
         weights = _trained_bytes(self.network, self.layout)
         sliced = self.slice * self.layout.size("batch") < self.prompts
-        return weights * (_UPDATE + sliced) + self.kept() + max(_LOGITS_BACKWARD * self.logits, self.layer())
-
-    @property
-    def _writes_scores(self) -> bool:
-        """Whether attention writes its scores out: the kernels do not."""
-        kernels = {"gpu": "triton", "cuda": "triton", "tpu": "splash"}
-        kind, platform = self.network.attention, self.layout.mesh.devices.flat[0].platform
-        return kind == "plain" or (kind == "auto" and platform not in kernels)
+        state = weights * (_UPDATE + sliced) + self.gathered(gradient=True)
+        return state + self.kept() + max(_LOGITS_BACKWARD * self.logits, self.layer())
 
 
-def _rollout(
-    config: Config, spec: ModelSpec, layout: Layout, sizes: Sizes, response: int, prompts: int, group: int
-) -> float:
-    """Bytes of the sampler: its copy of the weights, keys and values, the logits of a draw."""
-    network = Network(spec, dtype=config.model.rollout_dtype)
-    size = _itemsize(network.dtype, layout)
-    rows = prompts * group / layout.size("batch") / layout.size("rollout")
-    slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim / layout.size("kv_heads") * size
-    grows = 1.5 if 0 < config.rollout.cache < response else 1.0  # the old keys beside the new ones
-    cache = slot * (rows * response * grows + prompts / layout.size("batch") * sizes.prompt + sizes.prefix)
-    logits = _LOGITS_DRAW * rows * spec.vocab_size / layout.size("vocab") * _FLOAT
-    weights = _weight_bytes(network, layout, "rollout layout, policy", size)
-    return weights + cache + logits
+@dataclasses.dataclass(frozen=True)
+class _Rollout:
+    """``group`` responses of ``response`` slots to each of ``prompts`` prompts of ``width`` slots."""
+
+    config: Config
+    spec: ModelSpec
+    layouts: tuple[Layout, Layout]  # of training, whose weights are copied, and of the rollout
+    prefix: int
+    prompts: int
+    group: int
+    width: int
+    response: int
+
+    def peak(self) -> float:
+        """Bytes of the copy of the weights with what is beside it: copying, prompts in a layer, or a draw."""
+        m, spec, (trained, layout) = self.config.model, self.spec, self.layouts
+        network = Network(spec, dtype=m.rollout_dtype, attention=m.attention)
+        size = _itemsize(network.dtype, layout)
+        weights = _weight_bytes(network, layout, "rollout layout, policy", size)
+        copying = weights if trained.size("embed") > layout.size("embed") else 0.0  # gathered before it is laid out
+        slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim / layout.size("kv_heads") * size
+        prompts = self.prefix + self.prompts / layout.size("batch") * self.width
+        prefill = slot * prompts + _layer_bytes(network, layout, prompts, self.prefix + self.width) / 2
+        rows = self.prompts * self.group / layout.size("batch") / layout.size("rollout")
+        grows = 1.5 if 0 < self.config.rollout.cache < self.response else 1.0  # the old keys beside the new ones
+        logits = _LOGITS_DRAW * rows * spec.vocab_size / layout.size("vocab") * _FLOAT
+        return weights + max(copying, prefill, slot * (rows * self.response * grows + prompts) + logits)
+
+
+def _layer_bytes(network: Network, layout: Layout, tokens: float, keys: int) -> float:
+    """Bytes of all that one layer computes for ``tokens`` that attend to ``keys``."""
+    s, size = network.spec, _itemsize(network.dtype, layout)
+    heads = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim / layout.size("heads")
+    width = 8 * s.hidden_size + 4 * s.intermediate_size / layout.size("mlp") + 3 * heads
+    scores = _SCORES * s.num_heads / layout.size("heads") * keys * _FLOAT
+    return tokens * (width * size + (scores if _writes_scores(network, layout) else 0.0))
+
+
+def _writes_scores(network: Network, layout: Layout) -> bool:
+    """Whether attention writes its scores out: the kernels do not."""
+    kernels = {"gpu": "triton", "cuda": "triton", "tpu": "splash"}
+    kind, platform = network.attention, layout.mesh.devices.flat[0].platform
+    return kind == "plain" or (kind == "auto" and platform not in kernels)
 
 
 def _trained_bytes(network: Network, layout: Layout) -> float:
@@ -233,10 +272,14 @@ def _trained_bytes(network: Network, layout: Layout) -> float:
 
 def _weight_bytes(network: Network, layout: Layout, what: str, itemsize: int) -> float:
     """Bytes of a device's part of the weights. ValueError, with ``what``, for weights that do not divide."""
-    shapes = network.shapes()
-    shardings = layout.tree_shardings(network.axes, shapes, what)
+    return itemsize * _part(network.axes, network.shapes(), layout, what)
+
+
+def _part(axes: Any, shapes: Any, layout: Layout, what: str = "parameter") -> int:
+    """Return how many elements a device has of arrays with these logical axes."""
+    shardings = layout.tree_shardings(axes, shapes, what)
     part = lambda x, sharding: math.prod(sharding.shard_shape(x.shape))
-    return itemsize * sum(jax.tree.leaves(jax.tree.map(part, shapes, shardings)))
+    return sum(jax.tree.leaves(jax.tree.map(part, shapes, shardings)))
 
 
 def _itemsize(dtype: str, layout: Layout) -> int:
