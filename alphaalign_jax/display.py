@@ -83,7 +83,9 @@ class Display:
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
         """Yield ``advance(n, **figures)``. Programs that are compiled in the block are shown as they begin."""
-        began, last = time.perf_counter(), 0.0
+        began = time.perf_counter()
+        last = 0.0
+        text = ""
         columns = (
             rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
@@ -97,7 +99,7 @@ class Display:
             task = progress.add_task(name, total=total, completed=done, figures="")
 
             def advance(n: int = 1, **figures: str) -> None:
-                nonlocal done, last
+                nonlocal done, last, text
                 done += n
                 text = inline("  ".join(f"{key} {value}" for key, value in figures.items()))
                 progress.update(task, advance=n, figures=text)
@@ -111,5 +113,8 @@ class Display:
                 if not live and not self.console.quiet:
                     self.say(f"{name} {done}/{total}  {time.perf_counter() - began:.0f} s  compiling {program} ...")
 
-            with reporting(compiling):
+            def compiled() -> None:
+                progress.update(task, figures=text)
+
+            with reporting(compiling, compiled):
                 yield advance

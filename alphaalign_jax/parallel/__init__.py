@@ -2,7 +2,7 @@
 
 from alphaalign_jax.parallel.mesh import MESH_AXES, build_mesh, first_devices, local_devices
 from alphaalign_jax.parallel.processes import to_host
-from alphaalign_jax.parallel.programs import compiled, compiles, reporting
+from alphaalign_jax.parallel.programs import compiled, compiles, compiles_since, reporting
 from alphaalign_jax.parallel.rules import (
     LOGICAL_AXES,
     Layout,
@@ -23,6 +23,7 @@ __all__ = [
     "build_mesh",
     "compiled",
     "compiles",
+    "compiles_since",
     "constrain",
     "first_devices",
     "host_memory",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -16,16 +17,24 @@ from alphaalign_jax.parallel.rules import Layout, use
 _EVENT = "/jax/core/compile/backend_compile_duration"  # JAX's, of each program it compiles or takes from its cache
 
 
-_REPORT: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("report", default=None)
+@dataclasses.dataclass
+class _Report:
+    began: Callable[[str], None]
+    ended: Callable[[], None]
+    program: str = ""  # JAX's name of the program that is being compiled
+
+
+_REPORT: contextvars.ContextVar[_Report | None] = contextvars.ContextVar("report", default=None)
 
 
 @contextlib.contextmanager
-def reporting(report: Callable[[str], None]) -> Iterator[None]:
-    """Within it, ``report`` is called with the name of each program that is about to be compiled.
+def reporting(began: Callable[[str], None], ended: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Call ``began`` with the name of each program that is about to be compiled in the block, then ``ended``.
 
-    That may take minutes, while nothing else happens.
+    Compiling may take minutes, while nothing else happens.
     """
-    token = _REPORT.set(report)
+    _totals()  # listens to JAX
+    token = _REPORT.set(_Report(began, ended))
     try:
         yield
     finally:
@@ -42,7 +51,8 @@ def compiled(function: Callable, layout: Layout, *, name: str = "", **jit_option
     def traced(*args, **kwargs):
         report = _REPORT.get()
         if report is not None:  # tracing: new shapes, or the first call
-            report(name or function.__name__)
+            report.program = f"jit({function.__name__})"
+            report.began(name or function.__name__)
         with use(layout):
             return function(*args, **kwargs)
 
@@ -67,14 +77,25 @@ def compiles() -> tuple[int, float]:
     return tuple(_totals())
 
 
+def compiles_since(before: tuple[int, float]) -> tuple[int, float]:
+    """Return how many programs were compiled, and the seconds that took, since ``compiles`` returned ``before``."""
+    count, seconds = compiles()
+    return count - before[0], seconds - before[1]
+
+
 @functools.cache
 def _totals() -> list:
     totals = [0, 0.0]
 
-    def on_event(event: str, seconds: float, **_) -> None:
-        if event == _EVENT:
-            totals[0] += 1
-            totals[1] += seconds
+    def on_event(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event != _EVENT:
+            return
+        totals[0] += 1
+        totals[1] += seconds
+        report = _REPORT.get()
+        if report is not None and report.program == fun_name != "":  # not a constant's, of its tracing
+            report.program = ""
+            report.ended()
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
     return totals

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alphaalign_jax.config.settings import Guards as Settings
 from alphaalign_jax.display import Display
+from alphaalign_jax.parallel import compiles_since
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.records import Records
 
@@ -27,6 +28,13 @@ def figures(metrics: Mapping[str, float]) -> dict[str, str]:
         "format": f"{100 * metrics['safety/format_rate']:.0f} %",
         "s/step": f"{metrics['timing_s/step']:.1f}",
     }
+
+
+def compiled(before: tuple[int, float]) -> tuple[dict[str, float], str]:
+    """Return what was compiled since ``compiles`` returned ``before``, for the summary, and a line that says it."""
+    programs, seconds = compiles_since(before)
+    line = f"{programs} programs compiled, or taken from the cache, in {seconds:.0f} s of these"
+    return {"programs": programs, "seconds": seconds}, line
 
 
 def supervised(

@@ -367,7 +367,7 @@ class Run:
     def _conclude(self, after: dict[str, Outcome], command: str) -> dict[str, Any]:
         seconds, before = time.perf_counter() - self.began, self.progress.before
         found = as_json(after)
-        programs, compiling = (now - then for now, then in zip(compiles(), self.compiled, strict=True))
+        compiled, compiled_line = following.compiled(self.compiled)
         rest = lambda outcomes: {name: value for name, value in outcomes.items() if name != "all"}
         summary = {
             "command": command,
@@ -381,14 +381,14 @@ class Run:
             "best": self.progress.best,
             "alarms": self.guards.state["count"],
             "wall_seconds": seconds,
-            "compiled": {"programs": programs, "seconds": compiling},
+            "compiled": compiled,
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
         self.records.summary(summary)
         self.display.say(outcome.comparison(before, found))
         self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
-        self.display.say(f"{programs} programs compiled, or taken from the cache, in {compiling:.0f} s of these")
+        self.display.say(compiled_line)
         return summary
 
 
