@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alphaalign_jax import config
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.order import PromptOrder, minibatches
-from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.evaluation.respond import Response, host_responses
 from alphaalign_jax.hf import control_texts
-from alphaalign_jax.parallel import compiles, processes, to_host
+from alphaalign_jax.parallel import compiles, compiles_since, processes, to_host
 from alphaalign_jax.rewards import hacking
 from alphaalign_jax.rewards.oracle import answer_block
 from alphaalign_jax.rewards.reward_model.cleaning import clean_answer
@@ -29,13 +27,11 @@ from alphaalign_jax.rewards.reward_model.protocol import ScoreFuture
 from alphaalign_jax.rewards.reward_model.together import await_scores
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.rollout.engine import place, trim
-from alphaalign_jax.shapes import fitting_slots
+from alphaalign_jax.shapes import common_slots, fitting_slots
 from alphaalign_jax.train import optimizer
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.steps import Steps
 from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, Scores, TrainBatch, TrainState
-
-_PADDING = 0.25  # of the slots of a prompt's rollouts, which its own padding may add
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Iteration:
         share = self.config.data.harmful_fraction
         balance = {} if share < 0 else {"labels": prepared.train.label, "harmful_fraction": share}
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
-        self._prompt_slots = prompt_slots(prepared.train, r)
+        self._prompt_slots = common_slots(prepared.train.slots(), r.group * r.max_new_tokens)
         self._controls = control_texts(prepared.policy.tokenizer)
         self.gap_checked = False  # sampler and trainer have been compared, in this life or, as they are, before it
         self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
@@ -231,16 +227,6 @@ class Iteration:
         return weights, {name: each[0] for name, each in seen.items()}
 
 
-def prompt_slots(prompts: PromptSet, settings: config.Rollout) -> int | None:
-    """Return S of every step's batch, or None if each batch takes one of few widths.
-
-    Each width compiles all programs of a step again. One for all is cheaper if its padding, which a prompt's rollouts
-    share, is little beside their own slots.
-    """
-    widest = prompts.slots()
-    return widest if widest <= _PADDING * settings.group * settings.max_new_tokens else None
-
-
 def check_gap(gap: float, config: Config) -> None:
     """Before the first update the trainer must score samples as the sampler drew them: ValueError where the mean gap of
     the log-probs, in nats, is above ``rollout.max_logprob_gap`` or no number."""
@@ -267,7 +253,7 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         timings = {f"timing_s/{phase}": seconds for phase, seconds in self._phases.items()}
-        count, seconds = (now - then for now, then in zip(compiles(), self._compiled, strict=True))
+        count, seconds = compiles_since(self._compiled)
         timings |= {"perf/compiles": count, "timing_s/compile": seconds}
         return timings | {"timing_s/step": time.perf_counter() - self._began}
 

@@ -24,7 +24,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import masked_mean
 from alphaalign_jax.parallel import Layout, compiled, processes, to_host
 from alphaalign_jax.rollout.engine import place
-from alphaalign_jax.shapes import fitting_slots
+from alphaalign_jax.shapes import common_slots, fitting_slots, paired_slots
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
 
@@ -91,7 +91,7 @@ class Supervised:
             began = time.perf_counter()
             index = order.indices(step)
             encoded = encode_responses(responses(index, step), tokenizer, stop_id)
-            slots = fitting_slots(max(map(len, encoded)), self.bucket, longest)
+            slots = self._slots(prompts, index, max(map(len, encoded)), longest)
             batch = supervised_batch(prompts, encoded, index, slots, self.layout)
             # Counted here: on CPU, a sum over the devices that nothing else waits for may run beside others until all
             # threads wait for each other.
@@ -102,6 +102,13 @@ class Supervised:
             processes.release_freed_memory()
             on_step(step, metrics | {"timing_s/step": time.perf_counter() - began})
         return weights[0]
+
+    def _slots(self, prompts: PromptSet, index: np.ndarray, response: int, longest: int) -> tuple[int, int]:
+        """Return the prompt and the response slots of a step's batch, of which few pairs occur."""
+        widest = prompts.slots()
+        if common_slots(widest, longest) is not None:
+            return widest, fitting_slots(response, self.bucket, longest)
+        return paired_slots((prompts.slots(index), response), (prompts.bucket, self.bucket), (widest, longest))
 
 
 def check_responses(prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int) -> int:
@@ -134,13 +141,13 @@ def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list
 
 
 def supervised_batch(
-    prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, slots: int, layout: Layout
+    prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, slots: tuple[int, int], layout: Layout
 ) -> Examples:
-    """Return right-padded examples on the mesh, with ``slots`` response slots each."""
-    tokens = np.zeros((len(responses), 1, slots), np.int32)
+    """Return right-padded examples on the mesh, with ``slots`` for the prompt and the response of each."""
+    tokens = np.zeros((len(responses), 1, slots[1]), np.int32)
     sampled = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(responses):
         tokens[row, 0, : len(ids)] = ids
         sampled[row, 0, : len(ids)] = True
     put = lambda x: jax.device_put(x, layout.sharding("batch", None, None))
-    return Examples(place(prompts.batch(index), layout), put(tokens), put(sampled))
+    return Examples(place(prompts.batch(index, slots[0]), layout), put(tokens), put(sampled))
