@@ -6,8 +6,8 @@ To run it:
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
 Hardware: 2 CPU cores. Result on 2026-12-01, in 246 s with nothing compiled before: harmful prompts answered fall from
-100 to 90 %, 6 % of the ordinary benign prompts are refused then and 21 % of the adversarial ones; format 96 % before and
-100 % after. One run is one draw: README, "Two commands". As zero: not run.
+100 to 90 %, 6 % of the ordinary benign prompts are refused then and 21 % of the adversarial ones; format 96 % before
+and 100 % after. One run is one draw: README, "Two commands". As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
