@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def _training(commands: Any) -> None:
     train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
     train.add_argument(
-        "--dry-run", action="store_true", help="check and read everything, say what would run, and compile nothing"
+        "--dry-run", action="store_true", help="check and read everything, and say what would run and its memory"
     )
     train.add_argument(
         "--resume",

@@ -6,6 +6,7 @@ turn only. The shared prefix is then shorter, or empty, because it ends where th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,7 +88,12 @@ class PromptSet:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt, prefix included."""
-        return len(self.prefix) + max(map(len, self.tails))
+        return len(self.prefix) + self._longest_tail
+
+    @functools.cached_property
+    def _longest_tail(self) -> int:
+        """Found once: every batch's width is bounded by it."""
+        return max(map(len, self.tails))
 
     @property
     def longest_row(self) -> PromptRow:
@@ -99,7 +105,7 @@ class PromptSet:
 
         No more than all rows need, as a multiple of ``bucket``.
         """
-        longest = max(map(len, self.tails))
+        longest = self._longest_tail
         chosen = longest if indices is None else max(len(self.tails[i]) for i in np.asarray(indices).tolist())
         return fitting_slots(chosen, self.bucket, longest)
 
