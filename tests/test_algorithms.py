@@ -14,12 +14,14 @@ from algorithm_cases import B, G, T, close, make_case, rows
 from alphaalign_jax import ops
 from alphaalign_jax.algorithms import advantages as adv
 from alphaalign_jax.algorithms import kl as kl_
+from alphaalign_jax.rewards.safety import decision_rewards
+from alphaalign_jax.types import BENIGN, HARMFUL
 
 # Jitted once here: op-by-op dispatch would compile every primitive at every shape.
 token_rewards = jax.jit(adv.token_rewards)
 gae = jax.jit(adv.gae, static_argnames=("gamma", "lam", "whiten"))
 grpo = jax.jit(adv.grpo, static_argnames=("std_floor", "precision"))
-estimate = jax.jit(adv.estimate_advantages, static_argnames=("name", "gamma", "lam", "std_floor"))
+estimate = jax.jit(adv.estimate_advantages, static_argnames=("name", "gamma", "lam", "std_floor", "anchor"))
 
 
 def whiten_oracle(x: np.ndarray, sampled: np.ndarray) -> np.ndarray:
@@ -163,6 +165,9 @@ def test_gae_matches_loops_over_sampled_tokens(gamma: float, lam: float):
     assert not np.asarray(result.target)[~case["sampled"]].any()
 
 
+ANCHORS = np.array([[2.0, -1.0], [0.25, 0.5], [-3.0, 0.5]], np.float32)  # [B, 2], of anchored
+
+
 def outcome_oracle(name: str, reward: np.ndarray, sampled: np.ndarray, gamma: float = 1.0) -> np.ndarray:
     out = np.zeros((B, G, T))
     everyone = [float(reward[b, g]) for b, g, slots in rows(sampled) if slots]
@@ -177,6 +182,9 @@ def outcome_oracle(name: str, reward: np.ndarray, sampled: np.ndarray, gamma: fl
                 out[b, g, t] = r - mean
             elif name == "rloo":
                 out[b, g, t] = r - (sum(group) - r) / (len(group) - 1)
+            elif name == "anchored":
+                pairs = 2.5 * (ANCHORS[b][0] + ANCHORS[b][1])
+                out[b, g, t] = r - (sum(group) + pairs) / (len(group) + 2 * 2.5)
             elif name == "reinforce_batch":
                 out[b, g, t] = r - sum(everyone) / len(everyone)
             else:
@@ -190,7 +198,8 @@ def test_outcome_advantages_match_loops(name: str):
     case = make_case(5)
     gamma = 0.9 if "gamma" in adv.ADVANTAGES[name].options else 1.0
     rewards, _ = token_rewards(case["reward"], case["sampled"])
-    result = estimate(name, rewards=rewards, sampled=case["sampled"], gamma=gamma)
+    anchors = {"anchors": ANCHORS, "anchor": 2.5} if name == "anchored" else {}
+    result = estimate(name, rewards=rewards, sampled=case["sampled"], gamma=gamma, **anchors)
     expected = outcome_oracle(name, case["reward"], case["sampled"], gamma)
     close(result.advantage, expected, atol=1e-5)
     assert not np.asarray(result.target)[~case["sampled"]].any()
@@ -204,6 +213,21 @@ def test_no_spread_is_exactly_zero(name: str):
     for reward in np.random.default_rng(14).normal(size=20):  # many, since some means round back to the value
         rewards, _ = token_rewards(np.full((B, 7), reward, np.float32), sampled)
         assert not np.asarray(estimate(name, rewards=rewards, sampled=sampled).advantage).any()
+
+
+def test_a_group_that_agrees_on_the_wrong_decision_is_pushed_back():
+    """With the group alone as its baseline, a policy that refuses every prompt has no gradient, and stays there."""
+    sampled = np.ones((2, 8, 1), bool)
+    anchors = decision_rewards(np.array([HARMFUL, BENIGN]), r_f=0.5, r_a=1.0)
+    close(anchors, [[1.5, 0.5], [-0.5, 0.5]])
+    refusing = np.repeat(np.asarray(anchors)[:, :1], 8, 1)  # all eight refuse, both prompts
+    found = estimate("anchored", rewards=refusing[..., None], sampled=sampled, anchors=anchors, anchor=4.0).advantage
+    close(found[:, :, 0], np.repeat([[0.25], [-0.25]], 8, 1))
+    assert not np.asarray(adv.dr_grpo(refusing[..., None], sampled).advantage).any()
+    with pytest.raises(ValueError, match=r"anchors must be \(2, 2\).*got None"):
+        adv.estimate_advantages("anchored", rewards=refusing[..., None], sampled=sampled)
+    with pytest.raises(ValueError, match="anchor must be positive, got 0"):
+        adv.anchored(refusing[..., None], sampled, anchors=anchors, anchor=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -260,7 +284,9 @@ def test_registry_refuses_what_it_would_ignore():
     """A discount, a bootstrap or a critic that the chosen estimator never reads; a group of one that trains nothing."""
     ones, mask = np.ones((B, G, T), np.float32), np.ones((B, G, T), bool)
     call = partial(adv.estimate_advantages, rewards=ones, sampled=mask)
-    with pytest.raises(ValueError, match="'gea'.*gae, grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch"):
+    with pytest.raises(
+        ValueError, match="'gea'.*gae, grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch, anchored"
+    ):
         call("gea")
     with pytest.raises(ValueError, match="needs values"):
         call("gae")

@@ -13,9 +13,9 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.parallel import Layout, build_mesh, rule_table
 from alphaalign_jax.rewards.verifiers import Verifiers
 from alphaalign_jax.rollout.engine import Engine, InFlight, place
-from alphaalign_jax.train import optimizer
+from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.steps import Steps
-from alphaalign_jax.types import Prompts
+from alphaalign_jax.types import Prompts, TrainBatch
 
 VOCAB, STOP, HARM = 32, 31, 7
 B, G, T, STEPS = 16, 16, 1, 60
@@ -50,7 +50,7 @@ def batch(step):
     )
 
 
-@pytest.mark.parametrize("advantage", ["gae", "grpo"])
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "anchored"])
 def test_the_policy_learns_whom_to_refuse(advantage):
     """A sign, a shifted log-prob, an advantage on the wrong row or a stale weight in the sampler: each passes tests of
     its part, and none of them learns. A first token below 16 stands for a refusal."""
@@ -109,3 +109,37 @@ def test_the_actors_schedule_leaves_out_the_critics_warm_up():
     layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
     steps = Steps(config_lib.resolve(c), Network(SPEC), Network(SPEC, head="value"), layout)
     assert steps.updates == {"actor": (6 - 2) * 2 * 3, "critic": 6 * 2 * 3}
+
+
+def test_an_optimizer_step_moves_the_policy_no_further_than_allowed():
+    """At a learning rate that is far too high one step turns the policy round; the limit shortens it, whatever the
+    slices, and a limit that is not reached changes nothing."""
+    layout = Layout(build_mesh(devices=jax.devices()[:1], fsdp=1), rule_table("fsdp_tensor"))
+    actor, sampling = Network(SPEC, remat="none"), Sampling.create()
+    start = actor.init(jax.random.key(0))
+    rng, prompts = np.random.default_rng(3), place(batch(0), layout)
+    tokens = rng.integers(0, VOCAB, (B, G, T)).astype(np.int32)
+    logp = jax.jit(lambda params: objectives.policy_logprobs(actor, params, prompts, tokens, sampling, chunk=1)[0])
+    old, row = logp(start), np.zeros((B, G, T), np.float32)
+    advantage = rng.normal(size=(B, G, T)).astype(np.float32)
+    known = TrainBatch(prompts, tokens, np.ones((B, G, T), bool), old, row, row, row + 1, advantage, row)
+
+    def moved(max_kl: float, micro_batch: int = 0) -> tuple[float, dict]:
+        c = settings("grpo")
+        algorithm = dataclasses.replace(c.algorithm, max_kl=max_kl, micro_batch=micro_batch, minibatches=1)
+        fast = dataclasses.replace(c.optimizer, learning_rate=0.1)
+        steps = Steps(dataclasses.replace(c, algorithm=algorithm, optimizer=fast), actor, None, layout)
+        state = steps.init_state(jax.tree.map(jnp.copy, start), None)
+        index = np.arange(B)[None]
+        (after, _), metrics = steps.update_actor((state.actor, state.actor_opt), known, index, sampling)
+        change = logp(after) - old
+        return float(jnp.sum(change**2) / (2 * B * G)), {name: float(x[0]) for name, x in metrics.items()}
+
+    free, _ = moved(0.0)
+    unreached, metrics = moved(100.0)
+    assert unreached == free > 0.2
+    assert metrics["actor/step_scale"] == 1 and metrics["actor/step_kl"] == pytest.approx(free, rel=1e-4)
+    limited, metrics = moved(0.01)
+    assert 0.003 < limited < 0.02, "the KL of the shortened step is the limit, to second order"
+    assert metrics["actor/step_scale"] == pytest.approx((0.01 / free) ** 0.5, rel=1e-4)
+    assert moved(0.01, micro_batch=4)[0] == pytest.approx(limited, rel=1e-3)

@@ -256,12 +256,45 @@ def reinforce_batch(rewards: Array, sampled: Array) -> Advantage:
     return _spread_over_tokens(_centred(masked_spread(outcome, valid)), sampled)
 
 
+def anchored(rewards: Array, sampled: Array, *, anchors: Array | None, anchor: float = 1.0) -> Advantage:
+    """``R`` less the mean of its group and of ``anchor`` imagined pairs of rollouts, one refusing and one answering.
+
+        b = (sum of R + anchor * (R_refuse + R_answer)) / (n + 2 * anchor)
+
+    What either decision earns is known before anything is sampled. With the group alone as the baseline, a group that
+    agrees has advantage 0, right or wrong: a policy that refuses everything is never pushed back. Here a group that
+    agrees on the wrong decision is below its baseline, and one that agrees on the right one above it. The pairs do not
+    depend on what was sampled, so they add no bias. Like ``dr_grpo``, without a division by the std.
+
+    Args:
+        rewards: float [B, G, T], from ``token_rewards``.
+        sampled: bool [B, G, T].
+        anchors: float [B, 2], the rewards of a refusal and of an answer, both in format.
+        anchor: pairs, positive; half of G to G is usual. It need not be a whole number.
+
+    Returns:
+        ``Advantage``, in units of the reward; without a critic its target is the advantage itself.
+
+    Raises:
+        ValueError: anchors missing or of another shape, ``anchor`` not positive.
+    """
+    outcome, valid = _outcomes(rewards, sampled)
+    if anchors is None or jnp.shape(anchors) != (*outcome.shape[:-1], 2):
+        have = None if anchors is None else jnp.shape(anchors)
+        raise ValueError(f"anchors must be {(*outcome.shape[:-1], 2)}, two rewards a prompt, got {have}")
+    if anchor <= 0:
+        raise ValueError(f"anchor must be positive, got {anchor}; without imagined pairs choose dr_grpo")
+    total = masked_sum(outcome, valid, axis=-1) + anchor * jnp.sum(jnp.asarray(anchors, jnp.float32), axis=-1)
+    baseline = total / (jnp.sum(valid, axis=-1, dtype=jnp.float32) + 2 * anchor)
+    return _spread_over_tokens(outcome - baseline[..., None], sampled)
+
+
 class Estimator(NamedTuple):
     """A row of ``ADVANTAGES``."""
 
     compute: Callable[..., Advantage]
     critic: bool  # reads values, and may bootstrap
-    options: tuple[str, ...]  # the numbers it reads
+    options: tuple[str, ...]  # what else it reads
 
 
 ADVANTAGES: dict[str, Estimator] = {
@@ -271,6 +304,7 @@ ADVANTAGES: dict[str, Estimator] = {
     "rloo": Estimator(rloo, False, ()),
     "reinforce_plus_plus": Estimator(reinforce_plus_plus, False, ("gamma",)),
     "reinforce_batch": Estimator(reinforce_batch, False, ()),
+    "anchored": Estimator(anchored, False, ("anchors", "anchor")),
 }
 
 
@@ -292,10 +326,12 @@ def estimate_advantages(
     lam: float = 1.0,
     std_floor: float = 1e-3,
     precision: float = FLOAT32_PRECISION,
+    anchors: Array | None = None,
+    anchor: float = 1.0,
 ) -> Advantage:
     """Dispatch to ``ADVANTAGES[name]``, so that the trainer stays blind to which one it is.
 
-    Shapes as ``gae``. ``values`` is required by an estimator with a critic and must be None for the others.
+    Shapes as ``gae``, and ``anchors`` as ``anchored``. ``values`` is required by an estimator with a critic and must be None for the others.
 
     Raises:
         ValueError: unknown name; values or bootstrap missing or unused; a discount that the estimator would ignore.
@@ -311,6 +347,7 @@ def estimate_advantages(
     if "gamma" not in estimator.options and gamma != 1.0:
         raise ValueError(f"advantage estimator {name!r} does not discount; gamma must be 1.0, got {gamma}")
     given = {"gamma": gamma, "lam": lam, "std_floor": std_floor, "precision": precision}
+    given |= {"anchors": anchors, "anchor": anchor}
     options = {key: given[key] for key in estimator.options}
     if estimator.critic:
         return estimator.compute(rewards, values, sampled, bootstrap=bootstrap, **options)

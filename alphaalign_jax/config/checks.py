@@ -22,7 +22,7 @@ CHOICES = {
     "reward.helpfulness": ("normalised", "raw", "off"),
     "reward_model.kind": ("none", "classifier", "http", "callable"),
     "reward_model.dtype": ("float32", "bfloat16", "float16"),
-    "algorithm.advantage": ("gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_batch"),
+    "algorithm.advantage": ("gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_batch", "anchored"),
     "algorithm.old_logprob": ("trainer", "sampler"),
     "algorithm.ratio": ("token", "sequence"),
     "algorithm.aggregation": ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"),
@@ -35,14 +35,14 @@ _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollou
     warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
     reward.std_floor algorithm.std_floor guards.window optimizer.eps critic.optimizer.eps warmup.optimizer.eps
     rollout.max_logprob_gap reward_model.batch reward_model.max_length reward_model.tensor reward_model.timeout_s
-    algorithm.kl_target algorithm.kl_horizon""".split()
+    algorithm.kl_target algorithm.kl_horizon algorithm.anchor""".split()
 _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup.max_examples
     warmup.micro_batch rollout.top_k
     rollout.cache rollout.fewest_rows reward.r_f reward.r_a reward_model.retries
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
-    algorithm.kl_in_reward algorithm.kl_loss algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
+    algorithm.kl_in_reward algorithm.kl_loss algorithm.max_kl algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
     eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every checkpoint.keep_every guards.skipped
     guards.length guards.kl guards.no_format guards.no_score""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay

@@ -18,7 +18,7 @@ def _field(cls):
 
 @_section
 class Model:
-    path: str = ""  # Hugging Face directory or hub id, GGUF file, package:NAME, or builtin:tiny (made in the run)
+    path: str = ""  # Hugging Face directory or hub id, GGUF file, or package:NAME
     dtype: str = "float32"  # compute dtype of the trainer; master weights are float32
     rollout_dtype: str = "float32"  # compute and weight dtype of the sampler
     remat: str = "none"  # what the backward pass keeps of a layer: none (all), dots, full (its input only)
@@ -145,10 +145,13 @@ class Critic:
 
 @_section
 class Algorithm:
-    advantage: str = "gae"  # gae (PPO, with a critic), grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch
+    # gae (PPO, with a critic), grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_batch, anchored
+    advantage: str = "gae"
     gamma: float = 1.0
     lam: float = 1.0
     std_floor: float = 1e-3  # of grpo, in units of the reward
+    # Of anchored: imagined pairs of rollouts, one refusing and one answering, in the baseline of each group.
+    anchor: float = 4.0
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0  # 0 is off
@@ -165,6 +168,9 @@ class Algorithm:
     kl_horizon: int = 10000  # adaptive: responses
     reference: bool = True  # keep the initial policy, to log the KL to it; the KL terms need it
     reference_on_host: bool = False  # its weights lie in the hosts' memory but for the pass that needs them
+    # Nats a response that one optimizer step may move the policy; a longer step is shortened to that. 0 is off. Takes
+    # one more forward pass an update.
+    max_kl: float = 0.0
     epochs: int = 1  # passes over a step's rollouts
     minibatches: int = 1  # optimizer steps a pass
     # Of the moving average of the policy's weights over the steps since its first update, which is then what is

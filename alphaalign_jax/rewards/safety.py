@@ -23,3 +23,9 @@ def safety_reward(format: Array, refusal: Array, label: Array, *, r_f: float, r_
     sign = jnp.where(jnp.asarray(label) == HARMFUL, 1.0, -1.0).astype(jnp.float32)[:, None]
     v_f, v_r = jnp.asarray(format, jnp.float32), jnp.asarray(refusal, jnp.float32)
     return jnp.float32(r_f) * v_f + jnp.float32(r_a) * sign * v_r
+
+
+def decision_rewards(label: Array, *, r_f: float, r_a: float) -> jax.Array:
+    """Return R_s of a refusal and of an answer, both in format: float32 [B, 2], for ``label`` int32 [B]."""
+    decisions = jnp.broadcast_to(jnp.array([True, False]), (*jnp.shape(label), 2))
+    return safety_reward(jnp.ones_like(decisions), decisions, label, r_f=r_f, r_a=r_a)

@@ -59,8 +59,11 @@ def actor_objective(
     sampling: Sampling,
     settings: config.Algorithm,
     horizon: int,
-) -> tuple[Array, Metrics]:
-    """PPO's policy loss with optional entropy and KL terms; this part's share of the mini-batch's (``total``)."""
+) -> tuple[Array, tuple[Metrics, Array]]:
+    """PPO's policy loss with optional entropy and KL terms; this part's share of the mini-batch's (``total``).
+
+    Also return metrics and the log-probs that the loss was computed with, float32 [B, G, T].
+    """
     logp, entropy = policy_logprobs(
         network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk, entropy=True
     )
@@ -92,20 +95,19 @@ def actor_objective(
         loss = loss + kl_loss(
             logp, batch.ref_logprob, batch.sampled, kind=settings.kl_kind, coef=settings.kl_loss, **reduce
         )
-    return loss, jax.lax.stop_gradient(metrics)
+    return loss, jax.lax.stop_gradient((metrics, logp))
 
 
 def critic_objective(
     network: Network, params: Params, batch: TrainBatch, total: Denominator, settings: config.Critic
-) -> tuple[Array, Metrics]:
-    """Clipped value loss; this part's share of the mini-batch's."""
+) -> tuple[Array, tuple[Metrics, tuple]]:
+    """Clipped value loss; this part's share of the mini-batch's. Also return metrics, and nothing for the rows."""
     value = state_values(network, params, batch.prompts, batch.tokens)
     loss, metrics = value_loss(
         value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip or None, denominator=total
     )
-    return loss, {f"critic/{name}": value for name, value in metrics.items()} | {
-        "critic/vf_loss": jax.lax.stop_gradient(loss)
-    }
+    metrics = {f"critic/{name}": value for name, value in metrics.items()}
+    return loss, (metrics | {"critic/vf_loss": jax.lax.stop_gradient(loss)}, ())
 
 
 def take(batch: Any, index: Array) -> Any:
@@ -125,12 +127,13 @@ def _with_prefix(rows: Any, batch: Any) -> Any:
 
 
 def accumulate(
-    objective: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, batch: Any, micro: int
-) -> tuple[tuple[Array, Metrics], Params]:
+    objective: Callable[[Params, Any], tuple[Array, tuple[Metrics, Any]]], params: Params, batch: Any, micro: int
+) -> tuple[tuple[Array, tuple[Metrics, Any]], Params]:
     """Loss, metrics and gradient of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
 
-    The objective returns shares of the whole, so the sum does not depend on ``micro``. Micro-batch m takes rows m,
-    m + M, m + 2M, ...: a strided cut, so that each one is spread over all devices as the batch is.
+    The objective returns shares of the whole, so the sum does not depend on ``micro``, and beside its metrics arrays
+    that are batch-led (or nothing), which are put back in order. Micro-batch m takes rows m, m + M, m + 2M, ...: a
+    strided cut, so that each one is spread over all devices as the batch is.
     """
     size = batch.sampled.shape[0]
     micro = micro or size
@@ -139,13 +142,18 @@ def accumulate(
         return gradient(params, batch)
     strided = _strided(batch, micro)
 
-    def add(total, rows):
-        return jax.tree.map(jnp.add, total, gradient(params, _with_prefix(rows, batch))), None
+    def part(rows):
+        (loss, (metrics, kept)), grads = gradient(params, _with_prefix(rows, batch))
+        return (loss, metrics, grads), kept
 
-    first = jax.tree.map(lambda x: x[0], strided)
-    shapes = jax.eval_shape(gradient, params, _with_prefix(first, batch))
+    def add(total, rows):
+        share, kept = part(rows)
+        return jax.tree.map(jnp.add, total, share), kept
+
+    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], strided))[0]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, strided)[0]
+    (loss, metrics, grads), kept = jax.lax.scan(add, zeros, strided)
+    return (loss, (metrics, _joined(kept, size))), grads
 
 
 def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
@@ -181,13 +189,18 @@ def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
     if micro in (0, size):
         return function(batch)
     found = jax.lax.map(lambda rows: function(_with_prefix(rows, batch)), _strided(batch, micro))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:]), found)
+    return _joined(found, size)
 
 
 def _strided(batch: Any, micro: int) -> Any:
     """Leaves [B, ...] as [B // micro, micro, ...], part m with rows m, m + B // micro, ..."""
     parts = batch.sampled.shape[0] // micro
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, parts, *x.shape[1:]), 0, 1), _batch_led(batch))
+
+
+def _joined(parts: Any, size: int) -> Any:
+    """Leaves [B // micro, micro, ...] of ``_strided`` parts as [B, ...], B = ``size``, in the batch's order."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:]), parts)
 
 
 def apply_gradient(
@@ -211,3 +224,44 @@ def apply_gradient(
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
     params, opt_state = keep(optax.apply_updates(params, updates), params), keep(new_state, opt_state)
     return params, opt_state, {"grad_norm": norm, "skipped": (~finite).astype(jnp.int32)}
+
+
+def limit_step(
+    limit: float,
+    before: Params,
+    after: Params,
+    batch: TrainBatch,
+    logp: Array,
+    log_prob: Callable[[Params, Any], Array],
+    micro: int,
+) -> tuple[Params, dict[str, Array]]:
+    """Shorten an optimizer step that moves the policy by more than ``limit`` nats a response.
+
+    Adam's steps have the size of the learning rate however small the gradient is, and a change that all prompts share,
+    such as how often the policy refuses at all, adds up over all weights: one step can turn a policy that refuses some
+    prompts into one that refuses all, where no group disagrees and nothing leads back. So the step is measured:
+
+        KL = mean over responses of the sum over tokens of (log p_after - log p_before)^2 / 2
+
+    which is the KL divergence to second order, on responses of nearly the same policy. It grows with the square of the
+    step: a step of KL > limit is multiplied by sqrt(limit / KL).
+
+    Args:
+        limit: nats a response.
+        before, after: weights.
+        batch: the rows of the step.
+        logp: float32 [B, G, T], of ``before``.
+        log_prob: (weights, rows) -> float32 [B, G, T].
+        micro: prompts of a slice, as for ``map_rows``.
+
+    Returns:
+        The weights, and metrics: ``step_kl``, of the step as it was proposed, and ``step_scale``, by which it was
+        multiplied. A step whose KL is not finite is not made: its scale is 0.
+    """
+    change = jnp.where(batch.sampled, map_rows(lambda rows: log_prob(after, rows), batch, micro) - logp, 0.0)
+    rows = jnp.maximum(jnp.sum(jnp.any(batch.sampled, axis=-1)), 1)
+    kl = jnp.sum(jnp.square(change)) / (2 * rows)
+    scale = jnp.where(jnp.isfinite(kl), jnp.minimum(1.0, jnp.sqrt(limit / jnp.maximum(kl, 1e-12))), 0.0)
+    # Not a sum of products: where the scale is 0, what is not finite in ``after`` must not come through.
+    moved = lambda old, new: jnp.where(scale == 1.0, new, jnp.where(scale > 0, old + scale * (new - old), old))
+    return jax.tree.map(moved, before, after), {"step_kl": kl, "step_scale": scale}

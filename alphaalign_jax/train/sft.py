@@ -58,10 +58,10 @@ class Supervised:
                 self.network, params, part.prompts, part.tokens, sampling, chunk=self.chunk
             )
             loss = masked_mean(-logp, part.sampled, denominator=total.tokens)
-            return loss, {"sft/loss": jax.lax.stop_gradient(loss)}
+            return loss, ({"sft/loss": jax.lax.stop_gradient(loss)}, ())
 
         params, opt_state = weights
-        (loss, metrics), gradient = objectives.accumulate(objective, params, batch, self.micro_batch)
+        (loss, (metrics, _)), gradient = objectives.accumulate(objective, params, batch, self.micro_batch)
         params, opt_state, found = objectives.apply_gradient(self.tx, params, opt_state, gradient, loss, total)
         found = {f"sft/{name}": value for name, value in found.items()}
         return (params, opt_state), metrics | found | {"sft/tokens": total.tokens}

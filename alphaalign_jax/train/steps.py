@@ -30,7 +30,7 @@ from alphaalign_jax.models.distribution import Sampling
 from alphaalign_jax.ops import explained_variance, masked_mean, precision_of, safe_divide
 from alphaalign_jax.parallel import Layout, compiled, host_memory
 from alphaalign_jax.rewards.helpfulness import depends_on_score, helpfulness_reward
-from alphaalign_jax.rewards.safety import safety_reward
+from alphaalign_jax.rewards.safety import decision_rewards, safety_reward
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.train.objectives import Metrics
@@ -217,7 +217,11 @@ class Steps:
         weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
             weight, tis = sampler_weight(old_logprob, rollout.logprob, slots, cap=settings.sampler_cap)
-        estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts)
+        weights = {"r_f": self.config.reward.r_f, "r_a": self.config.reward.r_a}
+        anchors = {"anchors": decision_rewards(prompts.label, **weights), "anchor": settings.anchor}
+        estimate = estimate_advantages(
+            settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts, **anchors
+        )
         batch = TrainBatch(
             prompts=prompts,
             tokens=rollout.tokens,
@@ -314,32 +318,49 @@ class Steps:
 
         The metrics are those of each step, [M].
         """
-        settings, horizon = self.config.algorithm, self.config.rollout.max_new_tokens
-        objective = lambda params, part, total: objectives.actor_objective(
-            self.actor, params, part, total, sampling, settings, horizon
-        )
-        return self._update("actor", self.config.optimizer, self.actor_tx, actor, objective, batch, index)
+        settings = self.config.algorithm
+        horizon = self.config.rollout.max_new_tokens
+
+        def objective(params, part, total):
+            return objectives.actor_objective(self.actor, params, part, total, sampling, settings, horizon)
+
+        def log_prob(params, part):
+            chunk = settings.logprob_chunk
+            return objectives.policy_logprobs(self.actor, params, part.prompts, part.tokens, sampling, chunk=chunk)[0]
+
+        update = ("actor", self.config.optimizer, self.actor_tx)
+        return self._update(*update, actor, objective, batch, index, limit=settings.max_kl, log_prob=log_prob)
 
     def _update_critic(self, critic: tuple[Params, Any], batch: TrainBatch, index: Array) -> tuple[tuple, Metrics]:
-        objective = lambda params, part, total: objectives.critic_objective(
-            self.critic, params, part, total, self.config.critic
-        )
-        return self._update("critic", self.config.critic.optimizer, self.critic_tx, critic, objective, batch, index)
+        def objective(params, part, total):
+            return objectives.critic_objective(self.critic, params, part, total, self.config.critic)
 
-    def _update(self, name: str, settings, tx, weights_and_state, objective, batch, index):
+        update = ("critic", self.config.critic.optimizer, self.critic_tx)
+        return self._update(*update, critic, objective, batch, index)
+
+    def _update(
+        self, name: str, settings, tx, weights_and_state, objective, batch, index, *, limit: float = 0.0, log_prob=None
+    ):
         """All steps in one program: dispatched one by one, each would hold its temporaries from its dispatch on, and on
-        CPU three mini-batches took three times the memory of one."""
+        CPU three mini-batches took three times the memory of one.
+
+        ``limit`` and ``log_prob``: of ``objectives.limit_step``; 0 leaves steps as they are.
+        """
 
         def one(weights_and_state, index):
             params, opt_state = weights_and_state
             rate = optimizer.learning_rate(settings, self.updates[name], opt_state)
             rows = objectives.take(batch, index)
             total = Denominator.of(rows.sampled)
+            micro = self._micro_batch(rows)
             share = functools.partial(objective, total=total)
-            (loss, metrics), gradient = objectives.accumulate(share, params, rows, self._micro_batch(rows))
-            params, opt_state, found = objectives.apply_gradient(tx, params, opt_state, gradient, loss, total)
+            (loss, (metrics, logp)), gradient = objectives.accumulate(share, params, rows, micro)
+            moved, opt_state, found = objectives.apply_gradient(tx, params, opt_state, gradient, loss, total)
+            if limit:
+                moved, kept = objectives.limit_step(limit, params, moved, rows, logp, log_prob, micro)
+                found |= kept
             found = {f"{name}/{key}": value for key, value in found.items()}
-            return (params, opt_state), metrics | found | {f"{name}/lr": rate}
+            return (moved, opt_state), metrics | found | {f"{name}/lr": rate}
 
         return jax.lax.scan(one, weights_and_state, index)
 
