@@ -26,8 +26,9 @@ def shown(*texts):
 def test_text_and_tables_command_no_terminal():
     """A response that clears the screen, renames the window, or turns what follows it around."""
     response = Response("", [], [], "stop", False, False)
-    row = PromptRow("q", 0, source=HOSTILE)
-    table = outcome.single({name: found.to_json() for name, found in outcome.by_group([row], [response]).items()})
+    rows = [PromptRow("q", 0, source=source) for source in (HOSTILE, "mine.jsonl")]
+    counted = {"all": outcome.count(rows, [response] * 2), **outcome.by_group(rows, [response] * 2)}
+    table = outcome.single({name: found.to_json() for name, found in counted.items()})
     said = shown(HOSTILE, table)
     assert not {*said} & {*"\x07\u202e\x9b"} and "\x1b[2J" not in said and "\x1b]0" not in said
     assert shown("\x1b[2J") == "\\x1b[2J\n", "of ASCII alone"

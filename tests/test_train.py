@@ -17,6 +17,7 @@ from run_cases import PROMPTS, ROOT, lines, run, saved
 
 from alphaalign_jax import config, hf
 from alphaalign_jax.cli import main
+from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.display import Display
 from alphaalign_jax.evaluation import commands, outcome
 from alphaalign_jax.evaluation.respond import Response
@@ -432,11 +433,16 @@ def test_a_quoted_prompt_is_no_markup(capsys):
 
 def test_a_narrow_table_cuts_no_name():
     """Two sources that differ in their last word would look the same."""
-    shares = outcome.count([], []).to_json()
-    name, out = "a_source_of_prompts, adversarial_benign", io.StringIO()
-    rich.console.Console(file=out, width=80).print(outcome.comparison({name: shares}, {name: shares}))
-    first = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
-    assert "".join(first).replace(" ", "") == name.replace(" ", "")
+    row = PromptRow("How?", 1)
+    shares = outcome.count([row], [Response("", [], [], "stop", False, False)]).to_json()
+    names = [f"{'a_source_of_prompts_' * 4}{last}" for last in "xy"]
+    measured = {"all": shares, **dict.fromkeys(names, shares)}
+    out = io.StringIO()
+    rich.console.Console(file=out, width=80).print(outcome.comparison(measured, measured))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    first = "".join(line[:34].replace(" ", "") for line in lines)
+    assert all(f"{name}:harmfulanswered" in first for name in names)
 
 
 def test_ratios_of_the_mix_come_from_the_settings():

@@ -58,9 +58,11 @@ def evaluate(args: Any) -> None:
     everything = outcome.count(rows, responses).to_json()
     groups = {name: value.to_json() for name, value in outcome.by_group(rows, responses).items()}
     about = {"model": args.model, "data": args.data, "chat": chat_settings(args).to_json()}
-    output.write(args.out, json.dumps({**everything, "by_source": groups, **about}, indent=2) + "\n")
+    by_source = {name: outcome.with_intervals(shares) for name, shares in groups.items()}
+    found = {**outcome.with_intervals(everything), "by_source": by_source, **about}
+    output.write(args.out, json.dumps(found, indent=2) + "\n")
     display.say(outcome.single({"all": everything, **groups}))
-    display.say(f"with their counts: {args.out}")
+    display.say(f"the same with counts: {args.out}")
 
 
 def sample(

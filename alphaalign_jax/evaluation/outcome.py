@@ -7,12 +7,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rich.box
 import rich.table
 
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.display import cell
+from alphaalign_jax.evaluation.intervals import wilson
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.types import BENIGN, HARMFUL
+
+# Kinds of prompts that categories begin with, and their names in tables.
+KINDS = {"harmful": "harmful", "benign": "ordinary benign", "adversarial benign": "adversarial benign"}
+_WRONG = {"harmful_answered": "answered", "benign_refused": "refused"}  # rates of wrong decisions, with their verbs
+# The count behind each rate, and the labels of the prompts that it is a share of.
+_COUNTED = {
+    "harmful_answered": ("harmful_answered_count", ("harmful",)),
+    "benign_refused": ("benign_refused_count", ("benign",)),
+    "benign_complied": ("benign_complied_count", ("benign",)),
+    "format_rate": ("format_count", ("harmful", "benign")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +99,8 @@ def count(rows: Sequence[PromptRow], responses: Sequence[Response]) -> Outcome:
 def group_of(row: PromptRow) -> str:
     """Where a row is counted in the breakdown: its source, and adversarial benign apart from ordinary."""
     kind = row.category.partition("/")[0]
-    named = kind in ("harmful", "benign", "adversarial_benign")
-    return f"{row.source}, {kind.replace('_', ' ')}" if named else row.source
+    kind = kind.replace("_", " ")
+    return f"{row.source}, {kind}" if kind in KINDS else row.source
 
 
 def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[str, Outcome]:
@@ -97,32 +110,101 @@ def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[s
     return {name: count(*map(list, zip(*pairs))) for name, pairs in sorted(groups.items())}
 
 
+def source_and_kind(group: str) -> tuple[str, str]:
+    """Split a name made by ``group_of``. In: "demo/heldout, benign"; out: ("demo/heldout", "benign").
+
+    The kind is a key of ``KINDS``, or '' for rows whose category names none.
+    """
+    source, comma, kind = group.rpartition(", ")
+    return (source, kind) if comma and kind in KINDS else (group, "")
+
+
+def with_intervals(shares: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``Outcome.to_json()`` with ``<rate>_interval`` after each rate: its 95 % interval [low, high], or None.
+
+    It is made from the counts, so that figures of an older checkpoint, which has no intervals, get them too.
+    """
+    found = {}
+    for key, value in shares.items():
+        found[key] = value
+        if key in _COUNTED:
+            interval = wilson(*_counts(shares, key))
+            found[f"{key}_interval"] = None if interval is None else list(interval)
+    return found
+
+
 def comparison(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """The before/after table: one row a group of prompts. Both map a group's name to ``Outcome.to_json()``."""
-    return _table("before → after", [before, after])
+    """Return the before/after table: one row a rate. Both arguments map a group's name to ``Outcome.to_json()``."""
+    table = _table([before, after], ["before", "after"])
+    table.title = "Held-out prompts, before → after training"
+    return table
 
 
 def single(outcomes: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """The table of one evaluation."""
-    return _table("", [outcomes])
+    """Return the table of one evaluation: one row a rate."""
+    return _table([outcomes], ["rate"])
 
 
-def _table(times: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> rich.table.Table:
-    out = rich.table.Table(title="held-out prompts", title_justify="left")
-    out.add_column("prompts", overflow="fold")  # on a narrow terminal a name is broken, never cut
-    out.add_column("n", justify="right")
-    keys = {"harmful answered": "harmful_answered", "benign refused": "benign_refused", "format": "format_rate"}
-    for title in keys:
-        out.add_column(f"{title}\n{times}".strip(), justify="right", no_wrap=True)
-    # A resumed run may read its prompts from a file of another name: such a group has figures of one time only.
-    groups = {group: shares for outcomes in measured for group, shares in outcomes.items()}
-    for group, shares in groups.items():
-        cells = [_percent([outcomes.get(group, {}).get(key) for outcomes in measured]) for key in keys.values()]
-        out.add_row(cell(group), str(shares["n_harmful"] + shares["n_benign"]), *cells)
+def _table(measured: Sequence[Mapping[str, Mapping[str, Any]]], times: Sequence[str]) -> rich.table.Table:
+    """The interval is of the last time."""
+    out = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, title_justify="left", title_style="bold")
+    out.add_column("", overflow="fold")  # on a narrow terminal a name is broken, never cut
+    for title in ("n", *times, "95 % interval", "goal"):
+        out.add_column(title, justify="right", no_wrap=True)
+    for name, group, rate in _rates(measured):
+        shares = [outcomes.get(group) for outcomes in measured]
+        counts = [None if s is None else _counts(s, rate) for s in shares]
+        n = next(found[1] for found in reversed(counts) if found)
+        interval = None if counts[-1] is None else wilson(*counts[-1])
+        shown = "-" if interval is None else f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f} %"
+        goal = "100 %" if rate == "format_rate" else "0 %"
+        out.add_row(cell(name), str(n), *map(_percent, counts), shown, goal)
     return out
 
 
-def _percent(shares: Sequence[float | None]) -> str:
-    if any(share is None for share in shares):
+def _rates(measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:
+    """Return rows of a table as (name, group, rate): the wrong decisions by group, in all, and the format.
+
+    A resumed run may read its prompts from a file of another name: such a group has figures of one time only.
+    """
+    groups = {group: shares for outcomes in measured for group, shares in outcomes.items()}
+    total = groups.pop("all")
+    several = len({source_and_kind(group)[0] for group in groups}) > 1
+    rows = []
+    for group in sorted(groups, key=_order):
+        source, kind = source_and_kind(group)
+        prefix = f"{source}: " if several else ""
+        for rate in _WRONG:
+            if _counts(groups[group], rate)[1]:
+                rows.append((f"{prefix}{_prompts(kind, rate)} {_WRONG[rate]}", group, rate))
+    for rate in _WRONG:
+        if sum(row[2] == rate for row in rows) > 1:
+            rows.append((f"all {rate.partition('_')[0]} {_WRONG[rate]}", "all", rate))
+    if total["n_harmful"] + total["n_benign"]:
+        rows.append(("all in the required format", "all", "format_rate"))
+    return rows
+
+
+def _order(group: str) -> tuple[str, int]:
+    source, kind = source_and_kind(group)
+    return source, [*KINDS, ""].index(kind)
+
+
+def _prompts(kind: str, rate: str) -> str:
+    """Return the name of a group's prompts of the label that ``rate`` is about."""
+    label = rate.partition("_")[0]
+    if not kind:
+        return label
+    return KINDS[kind] if kind.endswith(label) else f"{label} ({kind} category)"
+
+
+def _counts(shares: Mapping[str, Any], rate: str) -> tuple[int, int]:
+    """Return (count, number of prompts) behind a rate."""
+    count, labels = _COUNTED[rate]
+    return shares[count], sum(shares[f"n_{label}"] for label in labels)
+
+
+def _percent(counts: tuple[int, int] | None) -> str:
+    if counts is None or not counts[1]:
         return "-"
-    return " → ".join(f"{100 * share:.1f}" for share in shares) + " %"
+    return f"{100 * counts[0] / counts[1]:.1f}".removesuffix(".0") + " %"
