@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,13 +87,14 @@ class Display:
         began = time.perf_counter()
         last = 0.0
         text = ""
+        # On a terminal of 80 columns the figures are what gives way: they go on in a second line.
+        whole = functools.partial(rich.table.Column, no_wrap=True)
         columns = (
             rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}", markup=False),
+            rich.progress.BarColumn(bar_width=10, table_column=whole()),
+            rich.progress.MofNCompleteColumn(table_column=whole()),
+            rich.progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=whole()),
+            rich.progress.TextColumn("{task.fields[figures]}", markup=False, table_column=rich.table.Column()),
         )
         live = self.console.is_terminal
         with rich.progress.Progress(*columns, console=self.console, disable=not live) as progress:

@@ -17,15 +17,17 @@ from alphaalign_jax.train.checkpoint import Progress
 
 
 def introduction(prepared: Prepared) -> list[str]:
-    """The model, the devices and the data of a run; and findings in its data, if there are any."""
+    """Return lines about the model, the devices and the data of a run; and findings in its data, if there are any."""
     p, c = prepared, prepared.config
-    found = (
-        f"{c.name}: {p.actor.spec.num_parameters / 1e6:.1f} M parameters ({c.model.path}) on "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh {dict(p.train_layout.mesh.shape)}; "
-        f"{len(p.train)} training prompts ({p.train.dropped} dropped for length), {len(p.heldout)} held out, "
-        f"template prefix of {len(p.train.prefix)} tokens"
-    )
-    lines = [found]
+    mesh = p.train_layout.mesh
+    devices = f"{mesh.size} {jax.devices()[0].platform.upper()} device{'s' * (mesh.size > 1)}"
+    if mesh.size > 1:
+        devices += f" (mesh: {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1)})"
+    dropped = f" ({p.train.dropped} longer ones left out)" if p.train.dropped else ""
+    lines = [
+        f"{c.name}: {c.model.path}, {p.actor.spec.num_parameters / 1e6:.1f} M parameters, on {devices}",
+        f"prompts: {len(p.train)} for training{dropped}, {len(p.heldout)} held out to measure it before and after",
+    ]
     if hf.reads_date(p.policy.tokenizer):
         lines.append(f"the chat template asks for today's date: it is given {p.policy.chat.date} (model.chat_date)")
     return lines if p.audit.clean else [*lines, str(p.audit)]
@@ -34,7 +36,9 @@ def introduction(prepared: Prepared) -> list[str]:
 def describe(prepared: Prepared, resumed: int | None) -> list[str]:
     """Return what a run would do, in order, from the first step or from step ``resumed``, and the memory it needs."""
     c, r, e = prepared.config, prepared.config.rollout, prepared.config.eval
-    lines = [] if resumed is None else [f"resume at step {resumed}"]
+    lines = [f"the template before each question takes {len(prepared.train.prefix)} tokens"]
+    if resumed is not None:
+        lines.append(f"resume at step {resumed}")
     if resumed is None and c.warmup.epochs:
         trainer, rows, _ = assembly.warmup(prepared)
         lines.append(f"warm up for {trainer.steps} steps of {c.warmup.batch} of {len(rows)} examples")
