@@ -17,7 +17,6 @@ from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
 from alphaalign_jax.errors import explaining_memory
 from alphaalign_jax.models import Network
-from alphaalign_jax.parallel import compiles
 from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.train import assembly, following, memory
@@ -76,7 +75,6 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     expected = memory.check(config, made, display.say)
     _, params = hf.load(policy.path, network=network, layout=layout)
     began = time.perf_counter()
-    before = compiles()
     with (
         explaining_memory(memory.advice(config, expected)),
         contextlib.closing(Records(run_dir)) as records,
@@ -89,7 +87,6 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {mirror.url}/export")
-    display.say(following.compiled(before)[1])
     return target
 
 

@@ -1,4 +1,4 @@
-"""A run as a person follows it: steps written down and shown, alarms said and written down."""
+"""Report steps and alarms to the terminal and to the log files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alphaalign_jax.train.records import Records
 
 
 def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, display: Display) -> Alarm | None:
-    """Says the alarms and writes them down; returns the first that is to end the run."""
+    """Show and record the alarms. Return the first that ends the run, if one does."""
     for alarm in alarms:
         records.alarm(phase, step, alarm.name, alarm.message)
         display.say(f"alarm at {phase} step {step}: {alarm.message}")
@@ -20,21 +20,19 @@ def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, disp
 
 
 def figures(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Figures of a step for the progress bar."""
+    """Return a step's figures for the progress bar, the most telling first: on a narrow terminal the rest wraps."""
     return {
-        "reward": f"{metrics['critic/score/mean']:.2f}",
         "refuses harmful": f"{100 * metrics['safety/refusal_rate_harmful']:.0f} %",
         "benign": f"{100 * metrics['safety/refusal_rate_benign']:.0f} %",
         "format": f"{100 * metrics['safety/format_rate']:.0f} %",
-        "s/step": f"{metrics['timing_s/step']:.1f}",
+        "reward": f"{metrics['critic/score/mean']:.2f}",
     }
 
 
-def compiled(before: tuple[int, float]) -> tuple[dict[str, float], str]:
-    """Return what was compiled since ``compiles`` returned ``before``, for the summary, and a line that says it."""
+def compiled(before: tuple[int, float]) -> dict[str, float]:
+    """Return what was compiled since ``compiles`` returned ``before``, for the summary: programs and seconds."""
     programs, seconds = compiles_since(before)
-    line = f"{programs} programs compiled, or taken from the cache, in {seconds:.0f} s of these"
-    return {"programs": programs, "seconds": seconds}, line
+    return {"programs": programs, "seconds": seconds}
 
 
 def supervised(

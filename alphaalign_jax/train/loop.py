@@ -23,7 +23,7 @@ from alphaalign_jax.parallel import compiles, processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
-from alphaalign_jax.train import assembly, description, following, memory, provenance, resumption
+from alphaalign_jax.train import assembly, closing, description, following, memory, provenance, resumption
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
@@ -365,30 +365,30 @@ class Run:
         return outcomes
 
     def _conclude(self, after: dict[str, Outcome], command: str) -> dict[str, Any]:
-        seconds, before = time.perf_counter() - self.began, self.progress.before
-        found = as_json(after)
-        compiled, compiled_line = following.compiled(self.compiled)
-        rest = lambda outcomes: {name: value for name, value in outcomes.items() if name != "all"}
+        seconds = time.perf_counter() - self.began
+        before = {name: outcome.with_intervals(shares) for name, shares in self.progress.before.items()}
+        found = {name: outcome.with_intervals(shares) for name, shares in as_json(after).items()}
         summary = {
             "command": command,
-            "before": before["all"],
-            "after": found["all"],
-            "before_by_source": rest(before),
-            "after_by_source": rest(found),
+            "before": before.pop("all"),
+            "after": found.pop("all"),
+            "before_by_source": before,
+            "after_by_source": found,
             "data": self.p.audit.to_json(),
             "inputs": {**self.inputs, "model.path": self.progress.initial},
             "steps": self.config.steps,
             "best": self.progress.best,
             "alarms": self.guards.state["count"],
             "wall_seconds": seconds,
-            "compiled": compiled,
+            "compiled": following.compiled(self.compiled),
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }
         self.records.summary(summary)
-        self.display.say(outcome.comparison(before, found))
-        self.display.say(f"{self.config.steps} steps, {seconds:.0f} s; {self.config.location}/summary.json")
-        self.display.say(compiled_line)
+        if processes.first():
+            width = self.display.console.width
+            for part in closing.report(self.config, summary, self.records.directory, width=width):
+                self.display.say(part)
         return summary
 
 
