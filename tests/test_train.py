@@ -340,7 +340,7 @@ def test_generate_answers_the_last_turn_of_a_conversation(work, finished):
     assert main(["generate", *arguments, "--prefix=So.<|im_end|>"]) == 2, "a prefix that ends the turn"
 
 
-def test_generate_samples_and_prefix(work, finished):
+def test_generate_samples_and_prefix(work, finished, capsys):
     """Every sample has the promised fields; a forced prefix starts each one and has no log-probs: 0.0 is that of a
     token that the model was sure of."""
     records = generate(
@@ -355,6 +355,9 @@ def test_generate_samples_and_prefix(work, finished):
             assert forced[0] and not forced[-1] and forced == sorted(forced, reverse=True)
             assert sample["logprobs"][-1] < 0.0
     assert len({s["text"] for r in records for s in r["samples"]}) > 4
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith("> ")] == [f"> {row['prompt']}" for row in PROMPTS[:3]]
+    assert sum(line.startswith("Sure, here") for line in shown) == 3, "a line each, whatever is in it"
 
 
 def test_evaluate_gives_the_summarys_fields(work, finished):

@@ -29,10 +29,16 @@ from alphaalign_jax.rewards.oracle import answer_block, refusal_oracle
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import InFlight
 from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.text import inline
+
+_SHOWN = 3  # responses that generate prints; the file has all
 
 
 def generate(args: Any) -> None:
-    """Write one line a prompt: ``{prompt, samples: [...]}``, with ``context`` if there are earlier turns."""
+    """Write one line a prompt: ``{prompt, samples: [...]}``, with ``context`` if there are earlier turns.
+
+    The first few are printed, too.
+    """
     output.check(args.out, args.prompts)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
@@ -43,7 +49,9 @@ def generate(args: Any) -> None:
         for row, responses in zip(rows, results, strict=True)
     )
     output.write(args.out, "".join(lines))
-    display.say(f"{len(rows)} prompts with {args.n} response(s) each: {args.out}")
+    for row, responses in zip(rows[:_SHOWN], results):
+        display.say(f"> {inline(row.prompt)}\n{inline(responses[0].text, 2000)}")
+    display.say(f"{len(rows)} prompt(s) with {args.n} response(s) each: {args.out}")
 
 
 def evaluate(args: Any) -> None:
