@@ -1,4 +1,4 @@
-"""What a run prints: its bar, and at its end the table, the chart, examples, and commands that work."""
+"""The progress bar of a run and its closing report: table, chart, examples, and commands that work."""
 
 import dataclasses
 import io
@@ -326,7 +326,7 @@ def test_the_report_fits_and_commands_no_terminal(short, steps, kinds):
 
 
 def test_the_report_has_all_steps_of_a_run_that_was_resumed(short):
-    """Of an extended run's looks, the last counts; a step that was made twice is one step."""
+    """Only the last evaluation of an extended run counts; a step that was made twice is one step."""
     loaded, summary, folder = finished_run(short, steps=20)
     again = {"phase": "train", "step": 9, "safety/refusal_rate_harmful": 0.0}
     old = record("of an earlier end", step=10)

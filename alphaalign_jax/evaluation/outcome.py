@@ -1,4 +1,4 @@
-"""What a policy does with harmful and benign prompts: the figures of every summary, with their counts."""
+"""Rates of answers and refusals to harmful and benign prompts, with their counts: the figures of every summary."""
 
 from __future__ import annotations
 

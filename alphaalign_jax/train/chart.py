@@ -13,7 +13,7 @@ import rich.text
 
 ROWS = 9  # an odd number, so that 50 % has a row of its own
 COLUMNS = 64
-_STEP_COLUMNS = 6  # of a short run: two steps stretched over the whole width would look like a long one
+_STEP_COLUMNS = 6  # columns of one step, at most: two steps stretched over the whole width would look like a long one
 _MARGIN = 7  # "100 % |"
 _BOTH = "*"
 

@@ -1,4 +1,4 @@
-"""What a person sees when a training run has ended: the figures, the way there, examples, and where to go on."""
+"""The closing report of a training run: its figures, their curves, examples, and commands to go on with."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _heading(text: str) -> rich.text.Text:
 
 
 def _records(path: pathlib.Path, *phases: str) -> Iterator[dict[str, Any]]:
-    """Yield the records of these phases. What cannot be read is passed over: the run itself has ended well."""
+    """Yield the records of these phases. Skip unreadable lines and files: the run itself has ended well."""
     try:
         with path.open(errors="replace") as file:
             for line in file:

@@ -15,7 +15,7 @@ from alphaalign_jax.text import printable
 
 COUNT = 4
 _PROMPT_LINES = 2
-_PART_LINES = 2  # of the reasoning, and of the answer
+_PART_LINES = 2  # lines of the reasoning; as many again of the answer
 _ANSWER = "<answer>"
 _CUT = "[...] "
 
