@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alphaalign_jax import config as config_lib
@@ -99,6 +100,28 @@ def test_the_learning_rate_rises_stays_and_falls():
     np.testing.assert_allclose(rates, [0.5, 1, 1.5, 2, 2, 2, 2, 10 / 6, 8 / 6, 1, 4 / 6, 2 / 6])
     flat = dataclasses.replace(settings, warmup_steps=0, decay=0.0)
     assert {float(optimizer.schedule(flat, 12)(n)) for n in (0, 11, 50)} == {2.0}
+
+
+def test_a_place_on_the_schedule_sets_the_size_of_updates_and_nothing_else():
+    """A smaller rate that is shown and not taken; or a step back that also forgets what Adam's moments are of."""
+    settings = config_lib.Optimizer(learning_rate=0.5, decay=1.0, clip_norm=0.0)
+    tx, params = optimizer.build(settings, 10), {"w": jnp.arange(1.0, 4.0)}
+    gradient, state = {"w": jnp.array([0.3, -2.0, 1e-3])}, tx.init(params)
+    adamw = optax.adamw(optimizer.schedule(settings, 10), weight_decay=settings.weight_decay)
+    expected, reference = params, adamw.init(params)
+    for _ in range(2):
+        update, reference = adamw.update(gradient, reference, expected)
+        expected = optax.apply_updates(expected, update)
+        update, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, update)
+        assert np.array_equal(params["w"], expected["w"])
+    place = optimizer.Scheduled(jnp.int32(6), jnp.float32(0.5))
+    moved = optimizer.reschedule(state, place)
+    assert optimizer.updates_made(moved) == 2 and optimizer.scheduled(moved) == place
+    rates = [float(optimizer.learning_rate(settings, 10, each)) for each in (state, moved)]
+    np.testing.assert_allclose(rates, [0.5 * 0.8, 0.5 * 0.4 * 0.5])
+    here, there = (tx.update(gradient, each, params)[0]["w"] for each in (state, moved))
+    np.testing.assert_allclose(there / here, rates[1] / rates[0], rtol=1e-6)
 
 
 def test_the_actors_schedule_leaves_out_the_critics_warm_up():

@@ -1,8 +1,12 @@
-"""AdamW with global-norm clipping, and the layout of its state."""
+"""AdamW with global-norm clipping, and the layout of its state.
+
+Two counts of updates: Adam's comes back with its moments when a run goes back to an earlier state; the schedule's goes
+on, so that a learning rate that decays still ends at 0 with the run.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,13 @@ import optax
 from alphaalign_jax import config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel import Layout
+
+
+class Scheduled(NamedTuple):
+    """Where an optimizer is on its schedule."""
+
+    count: jax.Array  # int32 [], updates made; those skipped are not among them
+    scale: jax.Array  # float32 [], factor on the scheduled rate: below 1 once the run has gone back to its best state
 
 
 def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
@@ -33,21 +44,58 @@ def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
 
 
 def updates_made(opt_state: Any) -> jax.Array:
-    """Return the updates that ``opt_state`` has seen, int32 []; those left out are not among them."""
-    # Adam and the schedule count alike; either count will do.
-    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+    """Return the updates that the weights of ``opt_state`` have seen, int32 []: Adam's count, without skipped ones."""
+    return optax.tree_utils.tree_get(opt_state, "count", filtering=_is_adam)
+
+
+def _is_adam(path: tuple, _: Any) -> bool:
+    return getattr(path[-1], "tuple_name", "") == optax.ScaleByAdamState.__name__
+
+
+def scheduled(opt_state: Any) -> Scheduled:
+    """Return the place of ``opt_state`` on its schedule."""
+    return next(part for part in jax.tree.leaves(opt_state, is_leaf=_is_scheduled) if _is_scheduled(part))
+
+
+def reschedule(opt_state: Any, place: Scheduled) -> Any:
+    """Return ``opt_state`` at another place on its schedule. Adam's moments and count stay."""
+    move = lambda part: place if _is_scheduled(part) else part
+    return jax.tree.map(move, opt_state, is_leaf=_is_scheduled)
+
+
+def _is_scheduled(part: Any) -> bool:
+    return isinstance(part, Scheduled)
 
 
 def learning_rate(settings: config.Optimizer, updates: int, opt_state: Any) -> jax.Array:
     """Learning rate of the next update from ``opt_state``, float32 []."""
-    return schedule(settings, updates)(updates_made(opt_state))
+    place = scheduled(opt_state)
+    return schedule(settings, updates)(place.count) * place.scale
+
+
+def _follow(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:
+    """Multiply updates by the learning rate of a run of ``updates``, downhill."""
+    rate = schedule(settings, updates)
+
+    def init(_: Params) -> Scheduled:
+        return Scheduled(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32))
+
+    def update(steps: Params, place: Scheduled, _: Params | None = None) -> tuple[Params, Scheduled]:
+        size = -rate(place.count) * place.scale
+        scaled = jax.tree.map(lambda x: size.astype(x.dtype) * x, steps)
+        return scaled, place._replace(count=optax.safe_increment(place.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 def build(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW on ``schedule``, for a run of ``updates``."""
-    moments = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
-    adamw = optax.adamw(schedule(settings, updates), **moments, weight_decay=settings.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm else adamw
+    parts = [
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        optax.add_decayed_weights(settings.weight_decay),
+        _follow(settings, updates),
+    ]
+    return optax.chain(*([optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []), *parts)
 
 
 def state_shardings(tx: optax.GradientTransformation, network: Network, layout: Layout) -> Any:
