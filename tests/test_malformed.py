@@ -21,6 +21,7 @@ from alphaalign_jax import buckets, cli
 from alphaalign_jax import config as config_lib
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.source import as_source
 from alphaalign_jax.data.wording import TAG_TEXTS
 from alphaalign_jax.errors import ExpectedError
 from alphaalign_jax.hf import gguf as gguf_files
@@ -35,7 +36,6 @@ from alphaalign_jax.rewards.reward_model.http import HttpRewardModel, retry_afte
 from alphaalign_jax.rewards.reward_model.protocol import DTYPES, checked_scores
 from alphaalign_jax.rewards.reward_model.wire import parse_reply
 from alphaalign_jax.text import printable
-from alphaalign_jax.train.assembly import as_source
 from alphaalign_jax.train.finetune import read_pairs
 from alphaalign_jax.types import LABELS
 

@@ -98,8 +98,8 @@ def test_long_heldout_prompts_count():
     """Bug: an evaluation of prompts longer than any that is trained on was taken for one of training prompts."""
     settings, made, sizes = job(spec(512, 256, 1024, 6))
     evaluation = lambda found: estimator(settings, made, found)(settings).phases["evaluation"]
-    short = evaluation(dataclasses.replace(sizes, heldout={64: 500}))
-    long = evaluation(dataclasses.replace(sizes, heldout={64: 500, 4096: 3}))
+    short = evaluation(dataclasses.replace(sizes, evaluated=((64, 500),)))
+    long = evaluation(dataclasses.replace(sizes, evaluated=((64, 500), (4096, 3))))
     assert long > 1.5 * short
 
 

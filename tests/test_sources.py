@@ -19,6 +19,7 @@ from alphaalign_jax import config
 from alphaalign_jax.cli import main
 from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.source import as_source
 from alphaalign_jax.train import assembly, resumption
 from alphaalign_jax.types import BENIGN, HARMFUL
 
@@ -291,7 +292,7 @@ def test_the_message_for_an_unknown_label_has_an_example_that_works(tmp_path, la
     with pytest.raises(ValueError, match="label_map") as error:
         read(Source(path))
     entry = ast.literal_eval(re.search(r"label_map: (\{.*\}) in a config", str(error.value))[1])
-    assert [row.label for row in read(assembly.as_source(entry))] in ([HARMFUL], [BENIGN])
+    assert [row.label for row in read(as_source(entry))] in ([HARMFUL], [BENIGN])
     option = re.search(r"--label_map=(\w+)", str(error.value))[1]
     option = option if option != "with" else json.dumps(entry["label_map"])
     command = ["data", "audit", f"--data={path}", f"--out={tmp_path}/audit.json"]

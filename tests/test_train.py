@@ -451,9 +451,10 @@ def test_a_narrow_table_cuts_no_name():
 def test_ratios_of_the_mix_come_from_the_settings():
     sources = ("data.train", "demo/train,demo/heldout")
     settings = lambda ratios: config.load(f"{ROOT}/configs/tiny.py", [sources, ("data.ratios", ratios)])
-    rows, _, audit = assembly.read_rows(settings("(0.9, 0.1)"))
-    counts = audit.to_json()["by_source"]
-    assert sum(counts["demo/heldout"].values()) == pytest.approx(len(rows) / 10, abs=1)
-    assert audit.to_json()["also_held_out"] == sum(counts["demo/heldout"].values())
+    rows = assembly.read_rows(settings("(0.9, 0.1)"))
+    found = rows.audit.to_json()
+    counts = found["by_source"]
+    assert sum(counts["demo/heldout"].values()) == pytest.approx(len(rows.train) / 10, abs=1)
+    assert found["also_held_out"] == sum(counts["demo/heldout"].values())
     with pytest.raises(ValueError, match="expected 2 numbers, one a source"):
         assembly.read_rows(settings("(1.0,)"))

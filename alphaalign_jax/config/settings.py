@@ -51,6 +51,10 @@ class Data:
     # Shares of the sources of train, in their order, summing to 1; empty: as the sources say.
     ratios: tuple[float, ...] = ()
     heldout: tuple = ("demo/heldout",)
+    # Share of the training prompts, at most 0.5, that is set aside for the looks of eval.every: never trained on, drawn
+    # by the seed from each label and kind alike. The best state is chosen by them, so that the held-out prompts, which
+    # the before and after tables report, have no part in the choice. 0: looks take the held-out prompts.
+    validation: float = 0.0
     harmful_fraction: float = -1.0  # of every training batch; -1: chance decides, at the shares of the mix
     label_noise: float = 0.0  # share of the training labels to turn round, to see what wrong labels do; held out: none
     max_prompt_tokens: int = 512

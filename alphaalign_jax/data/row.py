@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 ROLES = ("system", "user", "assistant")
+KINDS = ("harmful", "benign", "adversarial_benign")  # of categories, as reports tell them apart
 
 
 class Turn(NamedTuple):
@@ -64,6 +65,12 @@ class PromptRow:
             return self.prompt
         turns = [*history, Turn("user", self.prompt)]
         return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
+
+    @property
+    def kind(self) -> str:
+        """The head of the category if it is one of ``KINDS``, else ''."""
+        head = self.category.partition("/")[0]
+        return head if head in KINDS else ""
 
     @property
     def named(self) -> str:

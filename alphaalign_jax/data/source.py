@@ -67,6 +67,21 @@ class Source:
             raise ValueError(f"data source {self.path!r}: {error}") from error
 
 
+def as_source(entry: Any) -> Source:
+    """A config's entry: a path, or a dict of ``Source`` fields."""
+    if isinstance(entry, str):
+        return Source(path=entry)
+    known = {field.name for field in dataclasses.fields(Source)}
+    if not isinstance(entry, Mapping) or "path" not in entry:
+        raise ValueError(f"data source {entry!r}: expected a path, or a dict with one, such as {{'path': 'mine.csv'}}")
+    unknown = sorted(set(entry) - known, key=str)
+    if unknown:
+        raise ValueError(
+            f"data source {dict(entry)}: no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+        )
+    return Source(**entry)
+
+
 def source_kind(source: Source) -> str:
     """The kind of a source: its ``kind``, else read off its path."""
     if source.kind:

@@ -98,9 +98,7 @@ def count(rows: Sequence[PromptRow], responses: Sequence[Response]) -> Outcome:
 
 def group_of(row: PromptRow) -> str:
     """Where a row is counted in the breakdown: its source, and adversarial benign apart from ordinary."""
-    kind = row.category.partition("/")[0]
-    kind = kind.replace("_", " ")
-    return f"{row.source}, {kind}" if kind in KINDS else row.source
+    return f"{row.source}, {row.kind.replace('_', ' ')}" if row.kind else row.source
 
 
 def by_group(rows: Sequence[PromptRow], responses: Sequence[Response]) -> dict[str, Outcome]:

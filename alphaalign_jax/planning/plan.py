@@ -97,7 +97,7 @@ def architecture(path: str, config: Config) -> ModelSpec:
     if path != assembly.BUILTIN_TINY:
         return hf.load_spec(path)
     with tempfile.TemporaryDirectory() as folder:
-        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config)[0], buckets.Mirror(folder)))
+        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config).train, buckets.Mirror(folder)))
 
 
 def job(config: Config, devices: Sequence[Any], tokens: Tokens) -> Job:

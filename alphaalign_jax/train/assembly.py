@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from alphaalign_jax import buckets, hf
 from alphaalign_jax.algorithms.advantages import get_estimator
 from alphaalign_jax.config import Config
 from alphaalign_jax.data.audit import Audit, audit
-from alphaalign_jax.data.prompts import Source
 from alphaalign_jax.data.recipes import mix, turn_labels
 from alphaalign_jax.data.row import PromptRow
+from alphaalign_jax.data.source import as_source
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
+from alphaalign_jax.data.validation import set_aside
 from alphaalign_jax.data.warmup import warmup_examples
 from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout, build_mesh, first_devices, local_devices, rule_table
@@ -47,26 +48,27 @@ class Prepared:
     train_layout: Layout
     engine: Engine
     train: PromptSet
+    validation: PromptSet | None  # training prompts set aside; None without data.validation
     heldout: PromptSet
     audit: Audit
     memory: memory.Estimate
     warmup_slots: int  # tokens of the format warm-up's longest response; 0 without one
     scorer: AsyncScorer | None
 
+    @property
+    def looked_at(self) -> PromptSet:
+        """The prompts of the periodic looks, by which the best state is chosen."""
+        return self.heldout if self.validation is None else self.validation
 
-def as_source(entry: Any) -> Source:
-    """A config's entry: a path, or a dict of ``Source`` fields."""
-    if isinstance(entry, str):
-        return Source(path=entry)
-    known = {field.name for field in dataclasses.fields(Source)}
-    if not isinstance(entry, Mapping) or "path" not in entry:
-        raise ValueError(f"data source {entry!r}: expected a path, or a dict with one, such as {{'path': 'mine.csv'}}")
-    unknown = sorted(set(entry) - known, key=str)
-    if unknown:
-        raise ValueError(
-            f"data source {dict(entry)}: no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
-        )
-    return Source(**entry)
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The prompts of a run."""
+
+    train: list[PromptRow]
+    validation: list[PromptRow]  # set aside from those of data.train
+    heldout: list[PromptRow]
+    audit: Audit  # of all rows of data.train, those set aside included
 
 
 def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Layout, Layout]:
@@ -80,18 +82,18 @@ def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tupl
     )
 
 
-def read_rows(config: Config) -> tuple[list[PromptRow], list[PromptRow], Audit]:
-    """Training and held-out rows, audited together. Answers are read only if something is made of them."""
+def read_rows(config: Config) -> Rows:
+    """Read the prompts of a run. Reference answers are read only if something is made of them."""
     sources, ratios = [as_source(entry) for entry in config.data.train], config.data.ratios
     if ratios:
         if len(ratios) != len(sources):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
     answers = config.warmup.epochs > 0 or config.model.path == BUILTIN_TINY
-    train = turn_labels(mix(sources, config.seed, answers=answers), config.data.label_noise, config.seed)
+    rows = turn_labels(mix(sources, config.seed, answers=answers), config.data.label_noise, config.seed)
     heldout_sources = [as_source(entry) for entry in config.data.heldout]
     heldout = [row for source in heldout_sources for row in mix([source], config.seed, answers=False)]
-    return train, heldout, audit(train, heldout)
+    return Rows(*set_aside(rows, config.data.validation, config.seed), heldout, audit(rows, heldout))
 
 
 def build_scorer(config: Config) -> AsyncScorer | None:
@@ -226,11 +228,11 @@ def prepare(
     with contextlib.ExitStack() as undo:
         if scorer is not None:
             undo.enter_context(contextlib.closing(scorer))
-        rows, heldout_rows, report = read_rows(config)
+        rows = read_rows(config)
         kept = kept_model(mirror) if resumes else None
-        path = kept or model_path(config, rows, mirror)
+        path = kept or model_path(config, rows.train, mirror)
         policy = open_policy(config, path)
-        sets = tokenized_sets(config, policy, rows, heldout_rows)
+        sets = tokenized_sets(config, policy, rows)
         warmup_slots = 0
         if config.warmup.epochs:
             warmup_slots = check_warmup(warmup_prompts(sets["train"], config), config, policy)
@@ -239,7 +241,8 @@ def prepare(
         _check_slices(config, sets["train"], train_layout)
         valued = get_estimator(config.algorithm.advantage).critic
         critic = critic_network(config, policy.spec, kept) if valued else None
-        sizes = memory.Sizes.of(config, sets["train"], sets["heldout"], warmup_slots)
+        evaluated = [prompts for name, prompts in sets.items() if name != "train"]
+        sizes = memory.Sizes.of(config, sets["train"], evaluated, warmup_slots)
         made = memory_estimator(policy.spec, critic, (train_layout, rollout_layout), sizes)
         expected = memory.check(config, made, say)
         sampled = rollout_network(config, policy.spec)
@@ -254,8 +257,9 @@ def prepare(
         train_layout=train_layout,
         engine=engine,
         train=sets["train"],
+        validation=sets.get("validation"),
         heldout=sets["heldout"],
-        audit=report,
+        audit=rows.audit,
         memory=expected,
         warmup_slots=warmup_slots,
         scorer=scorer,
@@ -268,17 +272,19 @@ def open_policy(config: Config, path: pathlib.Path) -> Policy:
     return Policy.open(path, config.reward.format_mode, m.chat_date, m.chat_args or None)
 
 
-def tokenized_sets(
-    config: Config, policy: Policy, rows: Sequence[PromptRow], heldout_rows: Sequence[PromptRow]
-) -> dict[str, PromptSet]:
-    """Return the training and the held-out prompts, tokenized with one shared prefix."""
+def tokenized_sets(config: Config, policy: Policy, rows: Rows) -> dict[str, PromptSet]:
+    """Return the prompts under the names of the fields of ``rows``, tokenized with one shared prefix.
+
+    Without ``data.validation`` there is no set of that name.
+    """
     d = config.data
+    validation = {"validation": rows.validation} if rows.validation else {}
     return build_sets(
-        {"train": rows, "heldout": heldout_rows},
+        {"train": rows.train, **validation, "heldout": rows.heldout},
         policy.tokenizer,
         render,
         bucket=d.bucket,
-        max_prompt_tokens={"train": d.max_prompt_tokens},
+        max_prompt_tokens=dict.fromkeys(("train", *validation), d.max_prompt_tokens),
         on_long=d.on_long,
         settings=policy.chat,
     )
@@ -325,7 +331,7 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
         if longest + slots > spec.max_positions:
             room = spec.max_positions - slots
             shorter = "leave the row out"
-            if name == "train" and room > 0:  # evaluation never drops
+            if name != "heldout" and room > 0:  # evaluation never drops
                 shorter = f"set data.max_prompt_tokens={room} with data.on_long=drop"
             raise ValueError(
                 f"{name}: the longest prompt has {longest} tokens; with {slots} new ones ({setting}) that is more than "

@@ -44,10 +44,10 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         raise ValueError(f"{mirror.url} holds a training run; choose another --config.out")
     layout, _ = assembly.layouts(config)
     if data is None:
-        rows, _, findings = assembly.read_rows(config)
-        if not findings.clean:
-            display.say(str(findings))
-        texts = None
+        read_for_run = assembly.read_rows(config)
+        rows, texts = read_for_run.train, None
+        if not read_for_run.audit.clean:
+            display.say(str(read_for_run.audit))
     else:
         rows, texts = read_pairs(data)
     check_unused(run_dir)

@@ -42,15 +42,17 @@ class Sizes:
     response: int
     warmup_response: int = 0
     evaluated_response: int = 0
-    heldout: Mapping[int, int] = dataclasses.field(default_factory=dict)  # held-out prompts by their S
+    evaluated: tuple[tuple[int, int], ...] = ()  # (S, prompts) of each set that is evaluated, by width
 
     @classmethod
-    def of(cls, config: Config, train: PromptSet, heldout: PromptSet | None = None, warmup_response: int = 0) -> Sizes:
+    def of(
+        cls, config: Config, train: PromptSet, evaluated: Sequence[PromptSet] = (), warmup_response: int = 0
+    ) -> Sizes:
         longest = config.rollout.max_new_tokens
-        evaluated = config.eval.max_new_tokens or longest
-        widths = {} if heldout is None else by_width(heldout, range(len(heldout)))
-        counts = {width: len(members) for width, members in widths.items()}
-        return cls(len(train.prefix), train.slots(), longest, warmup_response, evaluated, counts)
+        response = config.eval.max_new_tokens or longest
+        widths = [by_width(prompts, range(len(prompts))) for prompts in evaluated]
+        counts = tuple((width, len(members)) for groups in widths for width, members in groups.items())
+        return cls(len(train.prefix), train.slots(), longest, warmup_response, response, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ def estimate(
     shards = rollout_layout.size("batch")
     evaluated = [
         sample(batch_size(config.eval.batch, width, count, shards), 1, width, sizes.evaluated_response).peak()
-        for width, count in (sizes.heldout or {sizes.prompt: config.eval.batch}).items()
+        for width, count in sizes.evaluated or ((sizes.prompt, config.eval.batch),)
     ]
     phases["evaluation"] = whole + max(evaluated)
     if config.warmup.epochs:

@@ -33,8 +33,12 @@ def inputs(prepared: Prepared) -> dict[str, str]:
     found = {
         "data.train": _rows(prepared.train),
         "data.heldout": _rows(prepared.heldout),
-        "model.path's tokenizer": _tokenizer(prepared.policy, prepared.train, prepared.heldout),
     }
+    sets = [prepared.train, prepared.heldout]
+    if prepared.validation is not None:
+        found["data.validation"] = _rows(prepared.validation)
+        sets.append(prepared.validation)
+    found["model.path's tokenizer"] = _tokenizer(prepared.policy, *sets)
     if prepared.scorer is not None:
         found["reward_model.target"] = prepared.scorer.identity
     _check_alike(found)
@@ -66,7 +70,7 @@ def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str], mirro
     check_inputs(then.inputs, now)
     moved = resumption.moved(then.config, config)
     if any(line.startswith("model.path") for line in moved):
-        _check_initial(then.initial, prepared, assembly.model_path(config, assembly.read_rows(config)[0], mirror))
+        _check_initial(then.initial, prepared, assembly.model_path(config, assembly.read_rows(config).train, mirror))
     shown = [f"the same input in another place: {line}" for line in moved]
     if resumption.rescheduled(then.config, config):
         steps = then.config["steps"]

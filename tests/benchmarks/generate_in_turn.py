@@ -14,6 +14,7 @@ from peers.worker import serve
 
 from alphaalign_jax import config, hf
 from alphaalign_jax.data.prompts import read
+from alphaalign_jax.data.source import as_source
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Network
 from alphaalign_jax.models.distribution import Sampling
@@ -21,12 +22,11 @@ from alphaalign_jax.parallel import Layout, build_mesh, first_devices, processes
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.train import assembly
 
 
 def longest(policy: Policy, count: int) -> PromptSet:
     """The ``count`` longest training prompts of the demo set, in the template."""
-    rows = [row for source in config.defaults().data.train for row in read(assembly.as_source(source))]
+    rows = [row for source in config.defaults().data.train for row in read(as_source(source))]
     rows = sorted(rows, key=lambda row: -len(row.prompt))[:count]
     return PromptSet.build(rows, policy.tokenizer, render)
 

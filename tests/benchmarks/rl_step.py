@@ -18,9 +18,10 @@ from turns import compare
 from work import options, parse
 
 from alphaalign_jax import config, output
+from alphaalign_jax.data.recipes import mix
+from alphaalign_jax.data.source import as_source
 from alphaalign_jax.display import Display
 from alphaalign_jax.rewards.template import render
-from alphaalign_jax.train import assembly
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--micro_batch", type=int, default=0, help="algorithm.micro_batch of ours, prompts; 0: all")
     parser.add_argument("--remat", default="none", help="model.remat of ours")
     args = parse(parser)
-    rows = assembly.mix([assembly.as_source(source) for source in config.defaults().data.train], 0)
+    rows = mix([as_source(source) for source in config.defaults().data.train], 0)
     texts = json.dumps([render(row.prompt) for row in rows[: args.prompts * (args.rounds + 2)]])
     write, display = lambda folder: output.write(f"{folder}/prompts.json", texts), Display()
     found, ratio = compare(args.method, args.peer, "step_in_turn.py", args, write, display)
