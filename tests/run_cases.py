@@ -41,6 +41,8 @@ SMALL = {
     "algorithm.kl_in_reward": "0.01",
     "algorithm.ema_decay": "0.5",
     "algorithm.kl_controller": "adaptive",
+    "data.validation": "0.0",
+    "guards.rollbacks": "0",
     "checkpoint.every": "1",
     "checkpoint.keep": "5",
     "checkpoint.keep_every": "1",  # saves of such steps are waited for: the tests read each

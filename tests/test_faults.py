@@ -19,7 +19,7 @@ from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.parallel import notice
 from alphaalign_jax.rewards.reward_model import callable as callable_model
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
-from alphaalign_jax.train import checkpoint, iteration, loop, provenance
+from alphaalign_jax.train import checkpoint, iteration, looks, provenance
 from alphaalign_jax.train.iteration import Iteration
 from alphaalign_jax.train.records import Records
 from alphaalign_jax.train.steps import Steps
@@ -315,7 +315,7 @@ def test_a_warm_up_survives_a_stop_in_the_first_look(work, capsys, monkeypatch):
     """Saved only after it, a warm-up of an hour is made again at each start, where chips are taken away in between."""
     stop = lambda *args, **named: (_ for _ in ()).throw(notice.Ended("asked to end", notice.PREEMPTED))
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "respond", stop)
+        patched.setattr(looks, "respond", stop)
         assert run(work, "warm", 1, "--config.export=false") == notice.PREEMPTED
     assert run(work, "warm", 1, "--config.export=false", "--resume=auto") == 0
     said, _ = heard(capsys)

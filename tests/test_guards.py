@@ -115,12 +115,36 @@ def test_a_held_out_score_that_falls_while_the_reward_rises_is_an_alarm():
 
     def look(reward, score):
         guards.step({"critic/score/mean": reward})
-        return [alarm.name for alarm in guards.evaluation(score)]
+        return [alarm.name for alarm in guards.look(score, None)]
 
     assert look(0.2, 0.5) == [] and look(0.1, 0.3) == [], "both fell"
     assert look(0.4, 0.45) == [], "by less than the limit"
     assert look(0.5, 0.39) == ["heldout"]
     assert look(0.6, 0.6) == [] and look(0.7, 0.2) == ["heldout"], "a new best takes the alarm back"
+
+
+def test_a_collapse_is_a_fall_below_the_best_look():
+    """Judged against the look before, a slow fall is none; judged without a best, every first look is one."""
+    guards = Guards(Settings(collapse=0.25))
+    names = lambda score, best: [alarm.name for alarm in guards.look(score, best)]
+    assert names(0.0, None) == [] and names(None, 0.9) == []
+    assert names(0.65, 0.9) == [], "by no more than the limit"
+    assert names(0.6, 0.9) == ["collapse"] and names(0.5, 0.9) == [], "said once"
+    assert guards.collapse(0.5, 0.9) == "the score of a look fell from 0.90, the best, to 0.50", "and still a collapse"
+    assert names(0.8, 0.9) == [] and names(0.3, 0.9) == ["collapse"]
+    assert not Guards(Settings(collapse=0.0)).look(0.0, 1.0)
+
+
+def test_a_run_that_goes_back_is_judged_anew():
+    """The windows of the collapse would sound at once, about a state that the run has left; and what is counted over
+    the whole run would be lost."""
+    guards = Guards(Settings(window=2, over_refusal=0.5))
+    refusing = {METRIC["over_refusal"]: 1.0, "response_length/mean": 40.0, "safety/format_rate": 0.0}
+    assert [len(guards.step(refusing)) for _ in range(2)] == [1, 1]
+    guards.go_back()
+    assert guards.step(refusing | {"safety/format_rate": 0.5}) == [], "one step fills no window"
+    assert [alarm.name for alarm in guards.step(refusing)] == ["no_format", "over_refusal"][::-1]
+    assert guards.state["count"] == {"no_format": 2, "over_refusal": 2} and guards.state["first_length"] == 40.0
 
 
 def test_what_a_guard_remembers_survives_a_checkpoint():

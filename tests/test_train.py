@@ -50,7 +50,8 @@ def test_a_run_leaves_what_it_promises(finished):
         and summary["versions"]["jax"]
         and summary["command"].startswith("alphaalign train --config=")
     )
-    assert summary["best"] == {"step": 1, "score": 0.0}, "the first of equals, of the prompts that all looks take"
+    assert summary["best"] == {"step": 3, "score": 0.0} and summary["exported_step"] == 3, "the last of equals"
+    assert summary["looks"] == [{"step": step, "score": 0.0} for step in range(4)] and summary["rollbacks"] == []
     metrics = lines(finished / "metrics.jsonl")
     steps = [record for record in metrics if record["phase"] == "train"]
     assert [record["step"] for record in steps] == [0, 1, 2]
@@ -67,7 +68,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert steps[0]["perf/compiles"] > 0 and steps[2]["perf/compiles"] == 0, "a step compiles anew"
     looks = [record for record in metrics if record["phase"] in ("before", "eval", "after")]
     counts = [record["eval/n_harmful"] + record["eval/n_benign"] for record in looks]
-    assert [record["step"] for record in looks] == [0, 1, 2, 3] and counts == [4, 2, 2, 4]
+    assert [record["step"] for record in looks] == [0, 0, 1, 2, 3, 3] and counts == [4, 2, 2, 2, 2, 4]
     assert len({step["actor/kl_coef"] for step in steps}) == 3, "the controller does not see its own last value"
     samples = [s for s in lines(finished / "samples.jsonl") if s["phase"] == "train"]
     assert {"prompt", "label", "response", "format", "refusal", "reward"} <= samples[0].keys()
@@ -223,8 +224,9 @@ def test_a_run_is_the_same_on_eight_devices(work, finished, capsys):
     names = ("sft/loss", "sft/grad_norm", "actor/entropy", "critic/score/mean", "response_length/mean")
     names += ("prompt_length/mean", "safety/format_rate", "eval/n_harmful")
     ours, theirs = (lines(folder / "metrics.jsonl") for folder in (work / "mesh", finished))
-    # A run of one step ends without the look after it that a longer run has: going on, it is made up for.
-    theirs = [r for r in theirs if r["phase"] == "warmup" or r["phase"] != "after" and r["step"] < 2]
+    # A run of two steps has the look after them, and no step after it.
+    until = {"warmup": 99, "train": 2, "before": 1, "eval": 3, "after": 0}
+    theirs = [record for record in theirs if record["step"] < until[record["phase"]]]
     for a, b in zip([record for record in ours if record["phase"] != "after"], theirs, strict=True):
         for name in (name for name in names if name in b):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-3, err_msg=f"{b['phase']} {name}")

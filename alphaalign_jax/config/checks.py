@@ -44,13 +44,14 @@ _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
     algorithm.kl_in_reward algorithm.kl_loss algorithm.max_kl algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
     eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every checkpoint.keep_every guards.skipped
-    guards.length guards.kl guards.no_format guards.no_score""".split()
+    guards.length guards.kl guards.no_format guards.no_score guards.rollbacks""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
-    guards.truncated guards.flat guards.heldout guards.unscored""".split()
+    guards.truncated guards.flat guards.heldout guards.collapse guards.unscored""".split()
 _BELOW_ONE = """optimizer.b1 optimizer.b2 critic.optimizer.b1 critic.optimizer.b2 warmup.optimizer.b1
     warmup.optimizer.b2 algorithm.ema_decay""".split()
 _SIZES = "mesh.data mesh.fsdp mesh.tensor".split()
+_NO_ALARMS = ("window", "stop", "rollbacks", "rollback_scale", "look_on")  # the other fields of guards are limits
 
 
 _TARGETS = {
@@ -86,6 +87,7 @@ def check(config: Config) -> None:
     r, a = config.rollout, config.algorithm
     _check_algorithm(config)
     _check_guards(config)
+    _check_looks(config)
     if a.reference_on_host and not a.reference:
         raise ValueError("algorithm.reference_on_host=True, and algorithm.reference=False keeps no reference")
     if not a.reference and (a.kl_in_reward or a.kl_loss):
@@ -129,6 +131,8 @@ def _check_ranges(config: Config) -> None:
         (_BELOW_ONE, lambda x: 0 <= x and np.float32(x) < 1, "a number from 0 to below 1"),
         (_SIZES, lambda x: x == -1 or x >= 1, "a positive number, or -1 for what the other axes leave"),
         (["reward_model.label"], lambda x: x >= -1, "0 or more, or -1 for the only one"),
+        (["data.validation"], lambda x: 0 <= x <= 0.5, "a share of the training prompts from 0 to 0.5"),
+        (["guards.rollback_scale"], lambda x: 0 < x <= 1, "a factor above 0 and at most 1"),
         (["rollout.top_p"], lambda x: 0 < x <= 1, "a number above 0 and at most 1, which is off"),
     )
     for keys, holds, expected in within:
@@ -178,18 +182,36 @@ def _check_slices(config: Config) -> None:
 
 
 def _check_guards(config: Config) -> None:
-    names = [field.name for field in dataclasses.fields(config.guards) if field.name not in ("window", "stop")]
-    for name in config.guards.stop:
-        if name not in names:
-            raise ValueError(
-                f"guards.stop={config.guards.stop}: no alarm {name!r}; expected some of {', '.join(names)}"
-            )
-        if not getattr(config.guards, name):
-            raise ValueError(f"guards.stop={config.guards.stop}: guards.{name}=0 turns that alarm off; set its limit")
-    if "heldout" in config.guards.stop and not config.eval.every:
-        raise ValueError(f"guards.stop={config.guards.stop}: 'heldout' needs eval.every, which is 0")
+    g = config.guards
+    names = [field.name for field in dataclasses.fields(g) if field.name not in _NO_ALARMS]
+    for setting in ("stop", "look_on"):
+        listed = getattr(g, setting)
+        for name in listed:
+            if name not in names:
+                raise ValueError(f"guards.{setting}={listed}: no alarm {name!r}; expected some of {', '.join(names)}")
+            if setting == "stop" and not getattr(g, name):
+                raise ValueError(f"guards.stop={g.stop}: guards.{name}=0 turns that alarm off; set its limit")
+    for name in ("heldout", "collapse"):
+        if name in g.stop and not config.eval.every:
+            raise ValueError(f"guards.stop={g.stop}: {name!r} needs eval.every, which is 0")
     if config.guards.kl and not config.algorithm.reference:
         raise ValueError(f"guards.kl={config.guards.kl:g} needs algorithm.reference=True: without, no KL is known")
+
+
+def _check_looks(config: Config) -> None:
+    """What the periodic looks decide needs them."""
+    g, every = config.guards, config.eval.every
+    if config.data.validation and not every:
+        raise ValueError(
+            f"data.validation={config.data.validation} sets prompts aside, and eval.every=0 never looks at them: "
+            "set eval.every to a number of steps, or data.validation=0 (and guards.rollbacks=0)"
+        )
+    if g.rollbacks and not (every and config.checkpoint.keep_best and g.collapse):
+        raise ValueError(
+            f"guards.rollbacks={g.rollbacks} needs looks that see a collapse, and a best checkpoint to go back to: "
+            f"set eval.every (it is {every}), checkpoint.keep_best=True (it is {config.checkpoint.keep_best}) and "
+            f"guards.collapse (it is {g.collapse:g}), or guards.rollbacks=0"
+        )
 
 
 def _check_algorithm(config: Config) -> None:

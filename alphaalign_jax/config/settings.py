@@ -191,10 +191,12 @@ class Algorithm:
 
 @_section
 class Evaluation:
-    every: int = 0  # steps; 0: only before and after
+    # Steps between looks at data.validation, or else at the held-out prompts; one at the initial policy and one at the
+    # end are among them. 0: none.
+    every: int = 0
     batch: int = 32  # prompts at a time
     max_new_tokens: int = 0  # 0: rollout.max_new_tokens
-    limit: int = 0  # held-out prompts in the periodic evaluation; 0 is all. Before and after always take all
+    limit: int = 0  # prompts of a look; 0 is all. Before and after always take all held-out prompts
     temperature: float = 0.0
 
 
@@ -204,7 +206,8 @@ class Checkpoint:
     every: int = 0
     keep: int = 2  # the newest so many
     keep_every: int = 0  # and those of every so many steps, which are saved whatever it takes; 0: none
-    # And the best of those that eval.every looks at: min(harmful refused, benign complied) of the prompts it takes.
+    # And the best of those that eval.every looks at: min(harmful refused, benign complied) of the prompts it takes; of
+    # equal ones the latest. It is what the run exports.
     keep_best: bool = True
 
 
@@ -231,7 +234,17 @@ class Guards:
     truncated: float = 0.9  # share of responses without an end
     flat: float = 0.9  # share of prompts whose rollouts all earn the same: nothing to learn from
     kl: float = 0.0  # nats a token, to the initial policy; needs algorithm.reference
-    heldout: float = 0.1  # fall of the held-out score below its best, while the reward of training is up
+    heldout: float = 0.1  # fall of a look's score below its best, while the reward of training is up
+    # Fall of a look's score below the best look's that is a collapse. A look at 64 prompts, 32 of a label, is off by
+    # 0.09 (one standard deviation) at worst: twice that is no noise.
+    collapse: float = 0.2
+    # Times that a run that collapses goes back to its best checkpoint and on from there, with other prompts and smaller
+    # steps. After as many, a collapse is an alarm like others. Needs eval.every and checkpoint.keep_best.
+    rollbacks: int = 0
+    rollback_scale: float = 0.5  # factor on the learning rates of actor and critic, each time
+    # Alarms that bring a look forward if rollbacks are left and the last look is ``window`` steps old or more. The look
+    # decides: "flat" is also what a policy that gets everything right looks like.
+    look_on: tuple = ("over_refusal", "flat", "no_format", "truncated", "length")
 
 
 @_section

@@ -58,8 +58,11 @@ class Progress:
     initial: str  # the weights it began with, the reference's (``provenance.weights_id``)
     before: dict[str, Any] | None = None  # outcomes at step 0, once they are known
     seconds: float = 0.0  # that the run has taken
-    evaluated: int = 0  # the last step that was evaluated
-    best: dict[str, Any] | None = None  # {step, score} of the best evaluation so far (``Outcome.score``)
+    evaluated: int = -1  # the last step that was looked at (``looks``); -1: none yet
+    look_at: int = -1  # the step that an alarm wants looked at; -1: none
+    looks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {step, score} of each (``Outcome.score``)
+    best: dict[str, Any] | None = None  # that of the best look so far
+    rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {step, to, reason, lr_scale}
     guards: dict[str, Any] = dataclasses.field(default_factory=dict)  # ``Guards.state``
 
 
@@ -237,6 +240,20 @@ class Checkpoints:
                 return state, progress, self._set_aside(step)
         raise self._nothing_left()
 
+    def read(self, step: int, like: TrainState) -> TrainState:
+        """Return the state after ``step``, which was saved before.
+
+        ``like``: what to restore into, as for ``restore``; fields that are None are not read. Raises CheckpointError if
+        it cannot be read.
+        """
+        self.wait()
+        try:
+            if step not in self.steps():
+                raise _Damaged("it is gone")
+            return self._read_arrays(step, like, self._read_meta(step)[1])
+        except _Damaged as error:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read ({error})") from error
+
     def _read_meta(self, step: int) -> tuple[Progress, dict[str, str]]:
         """What is saved beside the arrays, and their digests."""
         meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
@@ -249,13 +266,15 @@ class Checkpoints:
             raise ValueError(f"checkpoint {step} of {self.directory} is another version's: {error}") from error
 
     def _read_arrays(self, step: int, like: TrainState, written: dict[str, str]) -> TrainState:
-        args = {name: ocp.args.StandardRestore(item) for name, item in _items(like).items()}
-        found = self._restore(step, **args)
+        items = {name: item for name, item in _items(like).items() if item}
+        found = self._restore(step, **{name: ocp.args.StandardRestore(item) for name, item in items.items()})
         said = digests(found)
+        read = tuple(f"['{name}']" for name in items)
+        written = {path: digest for path, digest in written.items() if path.startswith(read)}
         differing = sorted(path for path in {*said, *written} if said.get(path) != written.get(path))
         if differing:
             raise _Damaged(f"{differing[0]} is not what was written, one of {len(differing)} such arrays")
-        return like.replace(**{name: found[name] for name in found if name != "rest"}, **found["rest"])
+        return like.replace(**{name: found[name] for name in found if name != "rest"}, **found.get("rest", {}))
 
     def _restore(self, step: int, **args: Any) -> dict[str, Any]:
         """Items of a step. Raises _Damaged on all processes where one of them cannot read its part."""

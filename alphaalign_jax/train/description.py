@@ -24,12 +24,18 @@ def introduction(prepared: Prepared) -> list[str]:
     if mesh.size > 1:
         devices += f" (mesh: {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1)})"
     dropped = f" ({p.train.dropped} longer ones left out)" if p.train.dropped else ""
+    aside = "" if p.validation is None else f", {len(p.validation)} set aside to choose the best state"
     lines = [
         f"{c.name}: {c.model.path}, {p.actor.spec.num_parameters / 1e6:.1f} M parameters, on {devices}",
-        f"prompts: {len(p.train)} for training{dropped}, {len(p.heldout)} held out to measure it before and after",
+        f"prompts: {len(p.train)} for training{dropped}{aside}, {len(p.heldout)} held out to measure it before and "
+        "after",
     ]
     if hf.reads_date(p.policy.tokenizer):
         lines.append(f"the chat template asks for today's date: it is given {p.policy.chat.date} (model.chat_date)")
+    if c.eval.every and c.checkpoint.keep_best and p.validation is None:
+        lines.append(
+            "data.validation=0: looks use the held-out prompts, so the best state is chosen by those that are reported"
+        )
     return lines if p.audit.clean else [*lines, str(p.audit)]
 
 
@@ -44,7 +50,9 @@ def describe(prepared: Prepared, resumed: int | None) -> list[str]:
         lines.append(f"warm up for {trainer.steps} steps of {c.warmup.batch} of {len(rows)} examples")
     looks = f"evaluate {len(prepared.heldout)} held-out prompts before and after"
     if e.every:
-        looks += f", {min(e.limit, len(prepared.heldout)) or 'all'} of them every {e.every} steps"
+        prompts, named = prepared.looked_at, "held-out" if prepared.validation is None else "validation"
+        count = min(e.limit or len(prompts), len(prompts))
+        looks += f", {count} {named} prompts every {e.every} steps"
     lines.append(f"{looks}, with responses of up to {e.max_new_tokens or r.max_new_tokens} tokens")
     updates = c.algorithm.epochs * c.algorithm.minibatches
     lines.append(

@@ -63,7 +63,7 @@ class Guards:
             "skipping": 0,  # steps in a row in which an optimizer step was left out
             "no_format": 0,  # steps in a row without a response in format
             "no_score": 0,  # steps with benign prompts, in a row, without a score
-            "best": None,  # [held-out score, training reward] of the best evaluation
+            "best": None,  # [score, training reward] of the best look
             "on": [],  # alarms that are on
             "count": {},  # alarm -> times that it came on
             **(state or {}),
@@ -81,18 +81,35 @@ class Guards:
         found |= {"skipped": self._skipped(metrics), "length": self._length(), "unscored": self._unscored()}
         return self._coming_on(found | self._nothing(metrics))
 
-    def evaluation(self, score: float | None) -> list[Alarm]:
-        """Alarms that come on with a look at held-out prompts: their score falls while the training reward is up."""
-        reward, limit = self._mean(_REWARD), self.settings.heldout
-        if score is None or reward is None or not limit:
+    def look(self, score: float | None, best: float | None) -> list[Alarm]:
+        """Alarms that come on with the score of a look. ``best``: that of the best look before it, None without."""
+        if score is None:
             return []
+        return self._coming_on({"collapse": self.collapse(score, best)} | self._hacked(score))
+
+    def collapse(self, score: float | None, best: float | None) -> str:
+        """Return how far a look's score has fallen, '' if that is no collapse."""
+        limit = self.settings.collapse
+        if not limit or score is None or best is None or best - score <= limit:
+            return ""
+        return f"the score of a look fell from {best:.2f}, the best, to {score:.2f}"
+
+    def go_back(self) -> None:
+        """Forget the steps that led to a state the run has left."""
+        self.state |= {"windows": {}, "on": [], "skipping": 0, "no_format": 0, "no_score": 0}
+
+    def _hacked(self, score: float) -> dict[str, str]:
+        """Judge whether the score of looks falls while the training reward is up."""
+        reward, limit = self._mean(_REWARD), self.settings.heldout
+        if reward is None or not limit:
+            return {}
         best = self.state["best"]
         if best is None or score > best[0]:
             self.state["best"] = [score, reward]
-            return self._coming_on({"heldout": ""})
+            return {"heldout": ""}
         fell = best[0] - score > limit and reward > best[1]
         says = f"the held-out score fell from {best[0]:.2f} to {score:.2f} while the reward rose from {best[1]:.2f} to "
-        return self._coming_on({"heldout": f"{says}{reward:.2f}" if fell else ""})
+        return {"heldout": f"{says}{reward:.2f}" if fell else ""}
 
     def _above(self, name: str, rule: _Rule, metrics: Mapping[str, float]) -> str:
         limit = getattr(self.settings, name)

@@ -161,6 +161,12 @@ class Iteration:
         self._ahead = step + 1, self._ask(step + 1, rollout)
         return asked, rollout
 
+    def sampled_anew(self, state: TrainState, step: int) -> TrainState:
+        """Return the state with responses of its own policy for ``step``, where ``rollout.ahead`` keeps some: it takes
+        the place of another state."""
+        self._ahead = None
+        return state.replace(ahead=self._sample(state, step) if self.config.rollout.ahead else None)
+
     def _prompts(self, step: int) -> tuple[np.ndarray, Prompts]:
         index = self.order.indices(step)
         # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.

@@ -17,17 +17,26 @@ from alphaalign_jax.display import Display
 from alphaalign_jax.errors import ends_with, explaining_memory
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.evaluation.outcome import Outcome
-from alphaalign_jax.evaluation.respond import respond
 from alphaalign_jax.models import Params
 from alphaalign_jax.parallel import compiles, processes
 from alphaalign_jax.parallel.notice import Ended, Notice
 from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer, RewardModelError
-from alphaalign_jax.train import assembly, closing, description, following, memory, provenance, resumption
+from alphaalign_jax.train import (
+    assembly,
+    closing,
+    description,
+    following,
+    memory,
+    provenance,
+    resumption,
+    rollback,
+)
 from alphaalign_jax.train.assembly import Prepared
-from alphaalign_jax.train.checkpoint import Checkpoints, Progress, result_item
+from alphaalign_jax.train.checkpoint import CheckpointError, Checkpoints, Progress, result_item
 from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
+from alphaalign_jax.train.looks import Looks, as_json
 from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
 from alphaalign_jax.types import TrainState
 
@@ -130,32 +139,32 @@ class Run:
         if changed:
             display.say(f"not as it was, so that the run goes on as it would have up to rounding: {'; '.join(changed)}")
         key = jax.random.key(self.config.seed)
-        self.evaluation_key = jax.random.fold_in(key, _EVALUATION)
+        self.looks = Looks(prepared, jax.random.fold_in(key, _EVALUATION), records, display, notice)
         # Of all processes: one that compared sampler and trainer alone would wait for the others.
         self.as_it_was = self.resumes and not processes.gather_rows(np.asarray(bool(changed))).any()
         self.compiled = compiles()  # programs and seconds before this run
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), look=self.notice.check)
         self.progress: Progress  # these two come with the state
         self.guards: Guards
+        self.exported: int  # the step whose state is the run's result
         self.due = ""  # the save that is: of a state to be "kept", or the "newest"
         self.saving = 0.0  # seconds that saves have held up steps since the last one
 
     def train(self, command: str) -> dict[str, Any]:
-        steps, alike = self.config.steps, not self.config.eval.limit  # whether all looks are at the same prompts
         self._introduce()
         state = self._resumed() if self.resumes else self._fresh()
         if self.progress.before is None:
-            before = self.evaluate(state.result, "before", step=0)
+            before = self.looks.evaluate(state.result, "before", self.p.heldout, step=0)
             self.progress.before = as_json(before)
-            if alike:
-                self._judge(before["all"].score, 0)
         state = self._reinforce(state)
-        after = self.evaluate(state.result, "after", step=steps)
-        if alike:
-            self._judge(after["all"].score, steps)
-            following.sound(self.guards.evaluation(after["all"].score), "after", steps, self.records, self.display)
+        best = self.progress.best["step"] if self.looks.choose and self.progress.best else self.config.steps
+        result, self.exported = rollback.choose(self.checkpoints, self.iteration, state, best, self.display.say)
+        if self.exported != self.config.steps:
+            self.looks.forget()
+        del state  # its moments take memory that the evaluation may need
+        after = self.looks.evaluate(result, "after", self.p.heldout, step=self.config.steps)
         if self.config.export:
-            self.p.policy.export(state.result, self.p.actor, self.config.export_dir)
+            self.p.policy.export(result, self.p.actor, self.config.export_dir)
             self.display.say(f"exported to {self.config.location}/export")
         return self._conclude(after, command)
 
@@ -189,16 +198,18 @@ class Run:
 
     def _resumed(self) -> TrainState:
         state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
+        ended = finished(self.mirror.folder, int(state.step))
+        if ended is not None and ended["looks"]:  # a run made longer, whose last look may be in no checkpoint
+            self.progress.best, self.progress.looks = ended["best"], ended["looks"]
+            self.progress.evaluated = ended["looks"][-1]["step"]
         looked = self.progress.before is not None
         for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated, looked)):
             self.display.say(line)
         self.iteration.gap_checked = self.as_it_was and int(state.step) > 0  # in a first step that came to its end
         self.guards = Guards(self.config.guards, self.progress.guards)
-        ended = finished(self.mirror.folder, int(state.step))
-        if ended is not None:  # and is made longer: its last look is in no checkpoint
-            self.progress.best = ended["best"]
         if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
             self.progress.best = self.guards.state["best"] = None
+            self.progress.looks = []
         # What the next resumption is compared with.
         self.progress.config, self.progress.computed_by = dataclasses.asdict(self.config), self.computed_by
         self.began -= self.progress.seconds
@@ -224,7 +235,7 @@ class Run:
     def _reinforce(self, state: TrainState) -> TrainState:
         c, first = self.config, int(state.step)
         with self.display.bar("train", c.steps, first) as advance:
-            self._look(state, first)  # where the run was ended before it had
+            state = self._look(state, first)  # where the run was ended before it had
             self._save_if_due(state, first)
             for step in range(first, c.steps):
                 try:
@@ -237,38 +248,54 @@ class Run:
                 self._dump(step, sampled)
                 advance(1, **following.figures(metrics))
                 alarms = self.guards.step(metrics)
+                self.looks.bring_forward(self.progress, alarms, step + 1)
                 self._raise(state, "train", step, alarms)
                 self._end_if_asked(state, step + 1)
-                self._look(state, step + 1)
+                state = self._look(state, step + 1)
                 self._save_if_due(state, step + 1)
                 self.mirror.push()
         self._save_whole(state)
         return state
 
-    def _look(self, state: TrainState, done: int) -> None:
-        """The periodic evaluation, where it is due and was not made."""
-        e = self.config.eval
-        if not e.every or done % e.every or self.progress.evaluated >= done or done >= self.config.steps:
-            return
+    def _look(self, state: TrainState, done: int) -> TrainState:
+        """Look at the policy if that is due. Return the state to go on from: the best one if this one has collapsed."""
+        if not self.looks.due(self.progress, done):
+            return state
         try:
-            score = self.evaluate(state.result, "eval", step=done, limit=e.limit)["all"].score
+            score = self.looks.score(state.result, done)
         except Ended:
             self._save_whole(state)
             raise
-        self.progress.evaluated = done
-        if self._judge(score, done):
+        best = None if self.progress.best is None else self.progress.best["score"]
+        alarms, fell = self.guards.look(score, best), self.guards.collapse(score, best)
+        if self.looks.note(self.progress, done, score):
             self.due = "kept"
-        self._raise(state, "eval", done, self.guards.evaluation(score))
+        if fell and done < self.config.steps and self.looks.rollbacks_left(self.progress):
+            following.sound(alarms, "eval", done, self.records, self.display)  # answered: none ends the run
+            return self._go_back(state, done, fell)
+        self._raise(state, "eval", done, alarms)
+        return state
 
-    def _judge(self, score: float | None, step: int) -> bool:
-        """Whether the state after ``step`` is the best so far; it is then kept."""
-        best = self.progress.best
-        if not self.config.checkpoint.keep_best or not self.config.eval.every or score is None:
-            return False
-        if best is not None and score <= best["score"]:
-            return False
-        self.progress.best = {"step": step, "score": score}
-        return True
+    def _go_back(self, state: TrainState, done: int, reason: str) -> TrainState:
+        """Return the best state as the one after ``done`` steps."""
+        best, guards = self.progress.best["step"], self.config.guards
+        try:
+            state, scale = rollback.go_back(self.checkpoints, self.iteration, state, best, guards.rollback_scale)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"step {done}: {reason}, and {error}; to go on without going back: --resume --config.guards.rollbacks=0"
+            ) from error
+        self.progress.rollbacks.append({"step": done, "to": best, "reason": reason, "lr_scale": scale})
+        self.guards.go_back()
+        number = len(self.progress.rollbacks)
+        message = (
+            f"back to the best state, of step {best}, with learning rates times {scale:g} from here on (rollback "
+            f"{number} of at most {guards.rollbacks})"
+        )
+        self.records.metrics("rollback", done, {"rollback/to": best, "rollback/lr_scale": scale})
+        self.records.alarm("rollback", done, "rollback", message)
+        self.display.say(f"step {done}: {message}")
+        return state
 
     def _raise(self, state: TrainState, phase: str, step: int, alarms: list[Alarm]) -> None:
         """Says the alarms and writes them down; one that ends the run does so once the state is saved."""
@@ -330,40 +357,6 @@ class Run:
                 {"phase": "train", "step": step, **shown, "reward": reward if np.isfinite(reward) else None}
             )
 
-    # Looking at it ----------------------------------------------------------------------------------------------------
-
-    def evaluate(self, params: Params, name: str, *, step: int, limit: int = 0) -> dict[str, Outcome]:
-        """Outcomes on the held-out prompts: ``all`` and by source."""
-        p, e = self.p, self.config.eval
-        drawn = np.random.default_rng(self.config.seed).permutation(len(p.heldout))[:limit]
-        indices = sorted(drawn.tolist()) if limit else list(range(len(p.heldout)))
-        with self.display.bar(f"evaluate ({name})", len(indices)) as advance:
-
-            def on_batch(rows: int) -> None:
-                advance(rows)
-                self.notice.check(f"in the evaluation {name} of step {step}")
-
-            answers = respond(
-                p.engine,
-                p.engine.prepare(params),
-                p.heldout,
-                p.policy,
-                sampling=self.p.policy.sampling(e.temperature),
-                key=jax.random.fold_in(self.evaluation_key, step),
-                slots=e.max_new_tokens or self.config.rollout.max_new_tokens,
-                batch=e.batch,
-                indices=indices,
-                on_batch=on_batch,
-            )
-        rows, responses = [p.heldout.rows[i] for i in indices], [samples[0] for samples in answers]
-        for row, response in zip(rows, responses, strict=True):
-            shown = {"source": outcome.group_of(row), **brief(row, response)}
-            self.records.sample({"phase": name, "step": step, **shown})
-        outcomes = {"all": outcome.count(rows, responses), **outcome.by_group(rows, responses)}
-        figures = {f"eval/{key}": value for key, value in outcomes["all"].to_json().items() if value is not None}
-        self.records.metrics(name, step, figures)
-        return outcomes
-
     def _conclude(self, after: dict[str, Outcome], command: str) -> dict[str, Any]:
         seconds = time.perf_counter() - self.began
         before = {name: outcome.with_intervals(shares) for name, shares in self.progress.before.items()}
@@ -377,7 +370,10 @@ class Run:
             "data": self.p.audit.to_json(),
             "inputs": {**self.inputs, "model.path": self.progress.initial},
             "steps": self.config.steps,
+            "looks": self.progress.looks,
             "best": self.progress.best,
+            "exported_step": self.exported,
+            "rollbacks": self.progress.rollbacks,
             "alarms": self.guards.state["count"],
             "wall_seconds": seconds,
             "compiled": following.compiled(self.compiled),
@@ -385,12 +381,10 @@ class Run:
             "config": dataclasses.asdict(self.config),
         }
         self.records.summary(summary)
+        if self.progress.best is not None:
+            self.display.say(self.looks.conclusion(self.progress, self.exported))
         if processes.first():
             width = self.display.console.width
             for part in closing.report(self.config, summary, self.records.directory, width=width):
                 self.display.say(part)
         return summary
-
-
-def as_json(outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    return {name: value.to_json() for name, value in outcomes.items()}

@@ -52,7 +52,7 @@ class Records:
         self._files: dict[str, Any] = {}
         self._tensorboard: dict[str, EventFileWriter] = {}
 
-    def begin(self, resume_step: int | None = None, evaluated: int = 0, looked: bool = True) -> list[str]:
+    def begin(self, resume_step: int | None = None, evaluated: int = -1, looked: bool = True) -> list[str]:
         """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped, and
         evaluations after the step ``evaluated``, which are made again, as is the one before the first step where it is
         not known to have been (``looked``). Returns what is to be said of them."""
@@ -187,7 +187,8 @@ def _before(path: pathlib.Path, step: int, evaluated: int, looked: bool) -> tupl
     if not path.exists():
         return [], 0
     # An evaluation bears the number of the steps before it.
-    until = {"eval": evaluated + 1, "warmup": math.inf, "before": math.inf if looked else -math.inf}
+    until = {"warmup": math.inf, "before": math.inf if looked else -math.inf}
+    until |= dict.fromkeys(("eval", "rollback"), evaluated + 1)  # a rollback follows a look of that step
     kept, broken = [], 0
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:

@@ -1,0 +1,152 @@
+"""Evaluations during a run: their responses and records, when a look is due, and which look is the best.
+
+Looks are the evaluations of ``eval.every``, at the initial policy, on the way and at the end, all of the same prompts:
+one series of scores, in which the best state of the run is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from alphaalign_jax.data.tokenized import PromptSet
+from alphaalign_jax.display import Display
+from alphaalign_jax.evaluation import outcome
+from alphaalign_jax.evaluation.outcome import Outcome
+from alphaalign_jax.evaluation.respond import Response, respond
+from alphaalign_jax.models import Params
+from alphaalign_jax.parallel.notice import Notice
+from alphaalign_jax.train.assembly import Prepared
+from alphaalign_jax.train.checkpoint import Progress
+from alphaalign_jax.train.guards import Alarm
+from alphaalign_jax.train.records import Records, brief
+
+
+class Looks:
+    """Evaluates a run's policy and writes down what it finds."""
+
+    def __init__(self, prepared: Prepared, key: jax.Array, records: Records, display: Display, notice: Notice):
+        """``key``: of all evaluations; the step is folded in."""
+        self.p, self.config, self.key = prepared, prepared.config, key
+        self.records, self.display, self.notice = records, display, notice
+        self.named = "held-out" if prepared.validation is None else "validation"  # the score, for a person
+        self._given: tuple[tuple, list[Response]] | None = None  # the newest responses, by step and prompts
+
+    @property
+    def choose(self) -> bool:
+        """Whether the run keeps its best state, and exports it."""
+        return bool(self.config.eval.every and self.config.checkpoint.keep_best)
+
+    def due(self, progress: Progress, done: int) -> bool:
+        """Whether the state after ``done`` steps is to be looked at and was not."""
+        every = self.config.eval.every
+        periodic = bool(every) and (done % every == 0 or done == self.config.steps)
+        return progress.evaluated < done and (periodic or done == progress.look_at)
+
+    def rollbacks_left(self, progress: Progress) -> int:
+        return max(0, self.config.guards.rollbacks - len(progress.rollbacks))
+
+    def bring_forward(self, progress: Progress, alarms: Sequence[Alarm], done: int) -> None:
+        """Make a look due after ``done`` steps if an alarm asks for one.
+
+        Not if no rollback could follow from it, or if the last look is newer than what the alarm is about.
+        """
+        guards = self.config.guards
+        asked = any(alarm.name in guards.look_on for alarm in alarms)
+        if asked and self.rollbacks_left(progress) and done - progress.evaluated >= guards.window:
+            progress.look_at = done
+
+    def score(self, params: Params, step: int) -> float | None:
+        """Look at the policy after ``step`` steps. Return its score, None if there are no prompts of a label."""
+        prompts, limit = self.p.looked_at, self.config.eval.limit
+        return self.evaluate(params, "eval", prompts, step=step, limit=limit)["all"].score
+
+    def note(self, progress: Progress, step: int, score: float | None) -> bool:
+        """Add a look to the series. Return whether its state is the best so far: of equal ones it is the latest."""
+        progress.evaluated = step
+        progress.looks.append({"step": step, "score": score})
+        if not self.choose or score is None or (progress.best is not None and score < progress.best["score"]):
+            return False
+        progress.best = {"step": step, "score": score}
+        return True
+
+    def conclusion(self, progress: Progress, exported: int) -> str:
+        """Return the line that says which state is the result of a run that has a best one."""
+        last = progress.looks[-1]
+        score = f"{self.named} score {progress.best['score']:.2f}"
+        if last["score"] is not None and last["step"] != progress.best["step"]:
+            score += f"; last {last['score']:.2f}"
+        result = "exported" if self.config.export else "result"
+        which = "the best" if exported == progress.best["step"] else "not the best"
+        return f"{result}: step {exported}, {which} of {len(progress.looks)} looks ({score})"
+
+    def evaluate(
+        self, params: Params, name: str, prompts: PromptSet, *, step: int, limit: int = 0
+    ) -> dict[str, Outcome]:
+        """Return outcomes of ``params``, the policy after ``step`` steps: ``all`` and by source.
+
+        ``name``: the phase in the records. ``limit``: prompts, drawn by the seed; 0: all.
+        """
+        indices = draw(prompts.label, limit, self.config.seed) if limit else list(range(len(prompts)))
+        rows, responses = [prompts.rows[i] for i in indices], self._respond(params, name, prompts, indices, step)
+        for row, response in zip(rows, responses, strict=True):
+            shown = {"source": outcome.group_of(row), **brief(row, response)}
+            self.records.sample({"phase": name, "step": step, **shown})
+        outcomes = {"all": outcome.count(rows, responses), **outcome.by_group(rows, responses)}
+        figures = {f"eval/{key}": value for key, value in outcomes["all"].to_json().items() if value is not None}
+        self.records.metrics(name, step, figures)
+        return outcomes
+
+    def forget(self) -> None:
+        """Of the step that was looked at last there are other weights now."""
+        self._given = None
+
+    def _respond(
+        self, params: Params, name: str, prompts: PromptSet, indices: Sequence[int], step: int
+    ) -> list[Response]:
+        """One response to each prompt. Those of the evaluation before, if it was the same one, are not made again."""
+        e, which = self.config.eval, (step, id(prompts), tuple(indices))
+        if self._given is not None and self._given[0] == which:
+            return self._given[1]
+        with self.display.bar(f"evaluate ({name})", len(indices)) as advance:
+
+            def on_batch(rows: int) -> None:
+                advance(rows)
+                self.notice.check(f"in the evaluation {name} of step {step}")
+
+            answers = respond(
+                self.p.engine,
+                self.p.engine.prepare(params),
+                prompts,
+                self.p.policy,
+                sampling=self.p.policy.sampling(e.temperature),
+                key=jax.random.fold_in(self.key, step),
+                slots=e.max_new_tokens or self.config.rollout.max_new_tokens,
+                batch=e.batch,
+                indices=indices,
+                on_batch=on_batch,
+            )
+        self._given = which, [samples[0] for samples in answers]
+        return self._given[1]
+
+
+def draw(label: np.ndarray, limit: int, seed: int) -> list[int]:
+    """Return the indices of at most ``limit`` prompts, drawn by the seed, in the set's mix of labels, ascending.
+
+    Drawn from all alike, a few prompts may be of one label: their score would be None, and a run without a best state.
+
+    ``label``: int [prompts].
+    """
+    order = np.random.default_rng(seed).permutation(len(label))
+    place = np.zeros(len(label))
+    for value in np.unique(label):  # each label's prompts at even distances: the first so many have their share of it
+        members = order[label[order] == value]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return sorted(np.argsort(place, kind="stable")[:limit].tolist())
+
+
+def as_json(outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    return {name: value.to_json() for name, value in outcomes.items()}
