@@ -42,7 +42,14 @@ def paper_config(name, hub, arg, *, layout, heads):
     config.critic.optimizer.learning_rate = 1e-5
     config.algorithm.epochs = 2
     config.algorithm.micro_batch = 1  # a prompt's rollouts are 17,000 token slots
-    config.eval.every = 20
-    config.eval.limit = 64
+
+    # The paper keeps the last state of one run. A run of RL can end in a hole (refuse all, answer all) that no gradient
+    # leads out of, so this one looks at itself: 75 prompts of the mix, set aside, every ten steps, which is 6 % of the
+    # responses that it samples. It exports the best look's state, and goes back to it when the score falls by
+    # guards.collapse, at most twice, with half the step size each time. Nothing of this changes a run that does not
+    # collapse, but for the prompts set aside.
+    config.data.validation = 0.03
+    config.eval.every = 10
+    config.guards.rollbacks = 2
     config.checkpoint.every = 20
     return config
