@@ -32,12 +32,18 @@ class Signs:
 def signs(text: str) -> Signs:
     """What ``text``, a whole response, shows."""
     plain = _squeezed(text)
-    reasoning = _REASONING.search(text)
+    reasoning = reasoning_block(text)
     return Signs(
         echo=any(stretch in plain for stretch in _STRETCHES),
-        empty=None if reasoning is None else len(reasoning[1].split()) < _FEWEST_WORDS,
+        empty=None if reasoning is None else len(reasoning.split()) < _FEWEST_WORDS,
         tags=any(text.count(tag) > 1 for tag in TAG_TEXTS),
     )
+
+
+def reasoning_block(text: str) -> str | None:
+    """Return the text of a response's first reasoning block; None if it has none."""
+    found = _REASONING.search(text)
+    return found[1] if found else None
 
 
 def rates(texts: Iterable[str]) -> dict[str, float]:
