@@ -331,7 +331,8 @@ def estimate_advantages(
 ) -> Advantage:
     """Dispatch to ``ADVANTAGES[name]``, so that the trainer stays blind to which one it is.
 
-    Shapes as ``gae``, and ``anchors`` as ``anchored``. ``values`` is required by an estimator with a critic and must be None for the others.
+    Shapes as ``gae``; ``anchors`` and ``anchor`` as ``anchored``. ``values`` is required by an estimator with a critic
+    and must be None for the others.
 
     Raises:
         ValueError: unknown name; values or bootstrap missing or unused; a discount that the estimator would ignore.

@@ -42,7 +42,8 @@ _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm
     warmup.optimizer.weight_decay critic.num_layers critic.value_clip algorithm.sampler_cap algorithm.entropy_coef
-    algorithm.kl_in_reward algorithm.kl_loss algorithm.max_kl algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
+    algorithm.kl_in_reward algorithm.kl_loss algorithm.max_kl
+    algorithm.micro_batch algorithm.micro_tokens algorithm.critic_warmup
     eval.every eval.max_new_tokens eval.limit eval.temperature checkpoint.every checkpoint.keep_every guards.skipped
     guards.length guards.kl guards.no_format guards.no_score guards.rollbacks""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
