@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["alphaalign_jax", "alphaalign_jax.*"]),
+    package_data={"alphaalign_jax.demo_model": ["README.md", "weights/*"]},
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12",

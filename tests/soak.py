@@ -29,11 +29,9 @@ from alphaalign_jax.display import Display, figures_table
 from alphaalign_jax.parallel.notice import PREEMPTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Small enough that most of a life is not its start. The model is warmed up once, and both runs begin with it: it earns
-# rewards, so that what is compared has been learned.
+# Small enough that most of a life is not its start.
 SETTINGS = {
     "mesh.devices": 1,
-    "warmup.epochs": 0,
     "rollout.prompts": 8,
     "rollout.group": 4,
     "algorithm.minibatches": 2,
@@ -48,12 +46,12 @@ KINDS = ("starting", "between steps", "in a save", "SIGTERM")
 class Life:
     """One process, and what it leaves in its folder meanwhile."""
 
-    def __init__(self, folder: pathlib.Path, command: str, settings: dict[str, object], *more: str):
+    def __init__(self, folder: pathlib.Path, settings: dict[str, object], *more: str):
         self.folder = folder
         options = [f"--config.{key}={value}" for key, value in {**settings, "out": folder}.items()]
         self.log = folder.with_suffix(".log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "alphaalign_jax.cli", command, f"--config={ROOT}/configs/tiny.py", *options, *more],
+            [sys.executable, "-m", "alphaalign_jax.cli", "train", f"--config={ROOT}/configs/tiny.py", *options, *more],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
@@ -137,7 +135,7 @@ def rewards(folder: pathlib.Path) -> list[float]:
 
 
 def soak(
-    folder: pathlib.Path, steps: int, kills: int, minutes: float, epochs: float, seed: int, display: Display
+    folder: pathlib.Path, steps: int, kills: int, minutes: float, seed: int, display: Display
 ) -> dict[str, object]:
     began, draw = time.monotonic(), random.Random(seed)
     left = lambda: minutes * 60 - (time.monotonic() - began)
@@ -146,10 +144,8 @@ def soak(
         if life.wait(max(1.0, left())):
             raise SystemExit(f"{name} failed; its log: {life.folder.with_suffix('.log')}")
 
-    display.say("warming up the model that both runs begin with")
-    to_its_end(Life(folder / "start", "sft", {"mesh.devices": 1, "warmup.epochs": epochs}), "the warm-up")
-    settings = {**SETTINGS, "model.path": folder / "start/export", "steps": steps}
-    live = lambda place: Life(place, "train", settings, "--resume=auto")
+    settings = {**SETTINGS, "steps": steps}
+    live = lambda place: Life(place, settings, "--resume=auto")
     display.say("the run in peace")
     to_its_end(live(folder / "clean"), "the run in peace")
     ended, lost, lives = collections.Counter(), 0, 0
@@ -196,7 +192,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50, help="so many at least, where the steps last that long")
     parser.add_argument("--minutes", type=float, default=60, help="after which it is given up")
-    parser.add_argument("--epochs", type=float, default=8.0, help="of the format warm-up")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; the run's own is the config's")
     parser.add_argument("--out", default="runs/soak")
     args = parser.parse_args(argv)
@@ -206,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder.mkdir(parents=True)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    found = soak(folder, args.steps, args.kills, args.minutes, args.epochs, args.seed, display)
+    found = soak(folder, args.steps, args.kills, args.minutes, args.seed, display)
     (folder / "soak.json").write_text(json.dumps(found, indent=2) + "\n")
     table = figures_table("soak", ("a run killed and resumed", "found"), left=("a run killed and resumed",), caption="")
     for name in ("steps", "kills", *KINDS, "resumes", "steps lost", "seconds"):

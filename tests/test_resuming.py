@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import random_model
 import run_cases
 from run_cases import lines, run
 from test_faults import QUICK, heard
@@ -12,7 +13,6 @@ from test_faults import QUICK, heard
 from alphaalign_jax.parallel import notice
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.train import resumption
-from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.records import Records
 
 
@@ -27,7 +27,7 @@ def begun(work):
     """A run of one step, of a model and a critic in folders of their own."""
     texts = [render(row["prompt"]) for row in run_cases.PROMPTS]
     for name in ("model", "critic"):
-        build_tiny(work / name, texts, seed=3)
+        random_model.build(work / name, texts, seed=3)
     models = [f"--config.model.path={work / 'model'}", f"--config.critic.path={work / 'critic'}"]
     assert run(work, "begun", 1, *QUICK, *models, "--config.export=true") == 0
     return models
@@ -66,7 +66,7 @@ def test_inputs_that_have_moved_are_the_same_inputs(work, begun, capsys):
     said, _ = heard(capsys)
     assert "the same input in another place: data.heldout:" in said and "model-moved' now" in said
     assert "heldout-moved" in said, "prompts of a source of another name are in the last table"
-    build_tiny(work / "model-other", [render(row["prompt"]) for row in run_cases.PROMPTS], seed=4)
+    random_model.build(work / "model-other", [render(row["prompt"]) for row in run_cases.PROMPTS], seed=4)
     assert run(work, "moved", 2, *QUICK, f"--config.model.path={work / 'model-other'}", begun[1], "--resume") == 2
     assert "model-other is not the model that the run began with (weights: sha256 " in heard(capsys)[1]
     # A run that has ended is not taken for one of other inputs.

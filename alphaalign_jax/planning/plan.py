@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alphaalign_jax import buckets, hf
+from alphaalign_jax import hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import ModelSpec, published
 from alphaalign_jax.planning.chips import Chip
@@ -89,15 +88,10 @@ class Plan:
         return found
 
 
-def architecture(path: str, config: Config) -> ModelSpec:
-    """Of a model that ``config`` names; of a published one also where its files are not to be had."""
+def architecture(path: str) -> ModelSpec:
+    """Return the architecture of the model at ``path``; of a published one also if its files are not at hand."""
     known = published.config_of(path)
-    if known:
-        return hf.spec_of(known)
-    if path != assembly.BUILTIN_TINY:
-        return hf.load_spec(path)
-    with tempfile.TemporaryDirectory() as folder:
-        return hf.load_spec(assembly.model_path(config, assembly.read_rows(config).train, buckets.Mirror(folder)))
+    return hf.spec_of(known) if known else hf.load_spec(path)
 
 
 def job(config: Config, devices: Sequence[Any], tokens: Tokens) -> Job:
@@ -105,10 +99,10 @@ def job(config: Config, devices: Sequence[Any], tokens: Tokens) -> Job:
     rewards = assembly.reward_classifier(config)
     return Job(
         config,
-        architecture(config.model.path, config),
+        architecture(config.model.path),
         devices,
         tokens,
-        reward_model=architecture(rewards, config) if rewards else None,
+        reward_model=architecture(rewards) if rewards else None,
     )
 
 

@@ -31,10 +31,7 @@ from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.train import memory, objectives, sft
-from alphaalign_jax.train.builtin import build_tiny
 from alphaalign_jax.train.sft import Responses, Supervised
-
-BUILTIN_TINY = "builtin:tiny"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +86,8 @@ def read_rows(config: Config) -> Rows:
         if len(ratios) != len(sources):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
-    answers = config.warmup.epochs > 0 or config.model.path == BUILTIN_TINY
-    rows = turn_labels(mix(sources, config.seed, answers=answers), config.data.label_noise, config.seed)
+    mixed = mix(sources, config.seed, answers=config.warmup.epochs > 0)
+    rows = turn_labels(mixed, config.data.label_noise, config.seed)
     heldout_sources = [as_source(entry) for entry in config.data.heldout]
     heldout = [row for source in heldout_sources for row in mix([source], config.seed, answers=False)]
     return Rows(*set_aside(rows, config.data.validation, config.seed), heldout, audit(rows, heldout))
@@ -183,19 +180,11 @@ def warmup(prepared: Prepared) -> tuple[Supervised, PromptSet, Responses]:
     return trainer, rows, warmup_source(rows, prepared.config)
 
 
-def model_path(config: Config, rows: Sequence[PromptRow], mirror: buckets.Mirror) -> pathlib.Path:
-    """Where the initial policy lies; the built-in one is made first, in the run's folder."""
+def model_path(config: Config) -> pathlib.Path:
+    """Return the local directory or file of the initial policy."""
     if not config.model.path:
-        raise ValueError(
-            f"model.path is empty; give a Hugging Face directory, GGUF file, hub id, package:NAME or {BUILTIN_TINY}"
-        )
-    if config.model.path != BUILTIN_TINY:
-        return hf.resolve(config.model.path)
-    # Always made anew: it is a function of the config and takes a second; an earlier one may be of another seed
-    # or data.
-    texts = [turn["content"] for row in rows for turn in row.messages(render)] + warmup_responses(rows, config, 0)
-    build_tiny(mirror.folder / "init", texts, config.seed)
-    return mirror.share("init")
+        raise ValueError("model.path is empty; give a Hugging Face directory, GGUF file, hub id or package:NAME")
+    return hf.resolve(config.model.path)
 
 
 def kept_model(mirror: buckets.Mirror) -> pathlib.Path | None:
@@ -230,7 +219,7 @@ def prepare(
             undo.enter_context(contextlib.closing(scorer))
         rows = read_rows(config)
         kept = kept_model(mirror) if resumes else None
-        path = kept or model_path(config, rows.train, mirror)
+        path = kept or model_path(config)
         policy = open_policy(config, path)
         sets = tokenized_sets(config, policy, rows)
         warmup_slots = 0

@@ -51,7 +51,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     else:
         rows, texts = read_pairs(data)
     check_unused(run_dir)
-    policy = assembly.open_policy(config, assembly.model_path(config, rows, mirror))
+    policy = assembly.open_policy(config, assembly.model_path(config))
     # Given pairs keep their rows: dropping a prompt here would shift every response after it.
     limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)
