@@ -37,8 +37,9 @@ def get_config(arg=""):
     config.reward.r_a = 3.0
     config.reward.r_f = 1.0
 
-    # docs/recipes.md says why these two, and shows the simulation behind them.
+    # docs/recipes.md says why these three, and shows the simulation behind them.
     config.algorithm.advantage = "anchored"
+    config.algorithm.balance_labels = True
     config.algorithm.max_kl = 0.2
     config.algorithm.kl_loss = 0.02  # keeps the reasoning's wording, which no reward speaks about
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less

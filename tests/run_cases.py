@@ -33,6 +33,8 @@ SMALL = {
     "rollout.max_new_tokens": "24",
     "rollout.bucket": "24",
     "algorithm.minibatches": "1",
+    "algorithm.advantage": "gae",  # a critic, for what holds of one
+    "critic.num_layers": "2",
     "optimizer.decay": "0.0",  # a rate that falls over the run's steps ties a resumption to their number
     "algorithm.old_logprob": "sampler",  # the trainer's are found in a run's first step alone: resume must not show it
     "eval.batch": "8",

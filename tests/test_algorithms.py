@@ -230,6 +230,28 @@ def test_a_group_that_agrees_on_the_wrong_decision_is_pushed_back():
         adv.anchored(refusing[..., None], sampled, anchors=anchors, anchor=0)
 
 
+def test_both_labels_push_on_the_rate_of_refusals_alike():
+    """With more benign refusals than harmful ones by chance, a step lowers how often the policy refuses at all."""
+    rng = np.random.default_rng(8)
+    refusal, valid = rng.random((6, 8)) < 0.3, rng.random((6, 8)) < 0.9
+    harmful = np.array([True, False, True, False, False, False])
+    gained = np.where(harmful[:, None], 1.0, -1.0) * refusal + rng.normal(size=(6, 8))
+
+    def pushes(advantage: np.ndarray) -> np.ndarray:
+        share = (refusal * valid).sum(1) / valid.sum(1)
+        push = (advantage * (refusal - share[:, None]) * valid).sum(1)
+        return np.array([push[harmful].sum(), push[~harmful].sum()])
+
+    factors = jax.jit(adv.balanced_labels)(gained, refusal, valid, harmful)
+    before, after = pushes(gained), pushes(gained * np.asarray(factors)[:, None])
+    assert before[0] > 0 > before[1] and abs(before.sum()) > 0.2
+    close(after.sum(), 0.0, atol=1e-4)
+    close(after[0] ** 2, -before[0] * before[1], rtol=1e-4)
+    # No refusal of a harmful prompt: benign ones push less, and not by nothing.
+    none = refusal & ~harmful[:, None]
+    close(adv.balanced_labels(-1.0 * none, none, valid, harmful), np.where(harmful, 1.0, 0.25))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("base", [0.7, 13.0, 1e5])
 def test_a_rounding_error_earns_no_advantage(base: float, dtype: str):

@@ -124,15 +124,16 @@ def test_overrides_are_typed():
         ("guards.echo", "3", "from 0 to 1"),
         ("guards.kl", "-1", "0 or more"),
         ("guards.stop", "kl", "guards.kl=0 turns that alarm off"),
-        ("guards.stop", "heldout", "needs eval.every"),
-        ("guards.stop", "collapse", "needs eval.every"),
         ("guards.stop", "rollbacks", "no alarm 'rollbacks'"),
         ("guards.look_on", "overrefusal", "no alarm 'overrefusal'"),
-        ("guards.rollbacks", "1", "needs looks that see a collapse, and a best checkpoint to go back to"),
+        ("checkpoint.keep_best", "false", "needs looks that see a collapse, and a best checkpoint to go back to"),
+        ("guards.collapse", "0", "needs looks that see a collapse, and a best checkpoint to go back to"),
         ("guards.rollbacks", "-1", "0 or more"),
         ("guards.rollback_scale", "0", "a factor above 0 and at most 1"),
         ("data.validation", "0.6", "a share of the training prompts from 0 to 0.5"),
-        ("data.validation", "0.1", "eval.every=0 never looks at them"),
+        ("eval.every", "0", "eval.every=0 never looks at them"),
+        ("algorithm.anchor", "0", "positive"),
+        ("algorithm.max_kl", "-1", "0 or more"),
         ("optimizer.b1", "1", "from 0 to below 1"),
         ("optimizer.b2", "0.9999999999", "from 0 to below 1"),
         ("critic.optimizer.b1", "-0.1", "from 0 to below 1"),
@@ -164,7 +165,7 @@ def test_overrides_are_typed():
         ("rollout.top_k", "2147483648", "expected a number from -2147483648 to 2147483647"),
         ("seed", "9223372036854775808", "expected a number from -2147483648 to 2147483647"),
         ("seed", "-1", "0 or more"),
-        ("steps", "2147483647", "are 8589934588 updates: expected at most 2147483647"),
+        ("steps", "2147483647", "are 4294967294 updates: expected at most 2147483647"),
         ("data.ratios", "0.5,half", "expected tuple"),
         ("data.ratios", "(0.5, 'half')", "expected float"),
         ("data.ratios", "0.5,nan", "expected a finite number"),
@@ -180,6 +181,14 @@ def test_mistakes_are_named(key, value, words):
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         tiny((key, value))
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["heldout", "collapse"])
+def test_alarms_of_looks_need_looks(name):
+    """An alarm that is to end the run, and cannot come on."""
+    without = [("eval.every", "0"), ("data.validation", "0"), ("guards.rollbacks", "0")]
+    with pytest.raises(ValueError, match=f"'{name}' needs eval.every, which is 0"):
+        tiny(*without, ("guards.stop", name))
 
 
 def numbers(section, *kinds, prefix=""):

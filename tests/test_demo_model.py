@@ -10,6 +10,7 @@ import pytest
 
 from alphaalign_jax import config
 from alphaalign_jax.data import demo, demo_adversarial, demo_benign, demo_harmful
+from alphaalign_jax.data.wording import REFUSAL, TAG_TEXTS
 from alphaalign_jax.demo_model import build
 from alphaalign_jax.demo_model import corpus as texts
 from alphaalign_jax.demo_model.corpus import Corpus
@@ -37,9 +38,8 @@ def test_held_out_prompts_are_not_in_its_texts():
     stated = [corpus.statement(rng) for _ in range(20000)]
     unstated = [act.act for act in texts.heldout_acts() if not any(act.act in statement for statement in stated)]
     assert len(unstated) <= 3, "they are its knowledge of held-out acts"
-    assert not [s for s in stated if "safe" in s.split() or "unsafe" in s or "boxed" in s], (
-        "a statement decides nothing"
-    )
+    decided = (*texts.VERDICTS, REFUSAL, *TAG_TEXTS, "?")
+    assert not [statement for statement in stated if any(words in statement for words in decided)]
 
 
 def test_its_texts_refuse_at_one_rate():

@@ -289,6 +289,42 @@ def anchored(rewards: Array, sampled: Array, *, anchors: Array | None, anchor: f
     return _spread_over_tokens(outcome - baseline[..., None], sampled)
 
 
+def balanced_labels(advantage: Array, refusal: Array, valid: Array, harmful: Array, *, most: float = 4.0) -> jax.Array:
+    """Return factors on the advantages of each prompt, so that both labels push on the rate of refusals alike.
+
+    Moving the logit of refusing by the same amount for all prompts, which is what an update does most easily, pays
+
+        push = sum over rows of A * (refused - the group's share of refusals)
+
+    Harmful prompts push it up and benign ones down. While the policy cannot tell them apart, which of the two wins is
+    chance, and a few such steps take a low rate of refusals to 0, where there is nothing left to learn from. Each
+    label's advantages are multiplied by sqrt(other push / own push): the two cancel, and what is left is the part that
+    tells the prompts apart.
+
+    Args:
+        advantage: float [B, G], of each row; a row's tokens share it.
+        refusal: bool [B, G].
+        valid: bool [B, G], rows that train.
+        harmful: bool [B].
+        most: the largest factor, and the inverse of the smallest.
+
+    Returns:
+        float32 [B]; 1 for a label that does not push at all.
+    """
+    refused = jnp.asarray(refusal, jnp.float32)
+    share = safe_divide(masked_sum(refused, valid, axis=-1), jnp.sum(valid, axis=-1, dtype=jnp.float32))
+    push = masked_sum(advantage * (refused - share[:, None]), valid, axis=-1)  # [B]
+    harmful = jnp.asarray(harmful, bool)
+    up = jnp.abs(jnp.sum(jnp.where(harmful, push, 0.0)))
+    down = jnp.abs(jnp.sum(jnp.where(harmful, 0.0, push)))
+
+    def factor(own: Array, other: Array) -> jax.Array:
+        ratio = jnp.sqrt(other / jnp.where(own > 0, own, 1.0))
+        return jnp.where(own > 0, jnp.clip(ratio, 1 / most, most), 1.0)
+
+    return jnp.where(harmful, factor(up, down), factor(down, up))
+
+
 class Estimator(NamedTuple):
     """A row of ``ADVANTAGES``."""
 

@@ -20,10 +20,9 @@ from alphaalign_jax.models import Network, cost
 from alphaalign_jax.models.cost import Workload, layer_gemms
 from alphaalign_jax.models.spec import ModelSpec
 from alphaalign_jax.rollout.engine import Engine, InFlight, place
-from alphaalign_jax.train import assembly
+from alphaalign_jax.train import assembly, objectives
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.iteration import Iteration
-from alphaalign_jax.train.objectives import micro_batch
 from alphaalign_jax.types import TrainBatch
 
 
@@ -225,7 +224,8 @@ class Bench:
             ("actor", steps.update_actor, self.p.actor, (sampling,)),
         ):
             if network is not None:
-                flops = 3 * a.epochs * cost.forward_flops(network.spec, work, head=network.head == "lm")
+                passes = objectives.passes(a, name) * a.epochs
+                flops = passes * cost.forward_flops(network.spec, work, head=network.head == "lm")
                 run = lambda name=name, update=update, extra=extra: self._advance(name, update, batch, extra)
                 limits = self.limits(self.p.config.model.dtype, self._update_products(network, batch, work))
                 phase = timed(
@@ -239,7 +239,7 @@ class Bench:
         a, spec = self.p.config.algorithm, network.spec
         each = work.prompts // a.minibatches
         slots = batch.prompts.tokens.shape[1] + batch.tokens[0].size
-        prompts = micro_batch(a, each, slots, self.p.train_layout.size("batch")) or each
+        prompts = objectives.micro_batch(a, each, slots, self.p.train_layout.size("batch")) or each
         times, responses = a.epochs * work.prompts / prompts, prompts * batch.tokens[0].size
         rows = round(work.prefix + prompts * work.prompt) + responses
         products = layer_products(spec, rows, times)

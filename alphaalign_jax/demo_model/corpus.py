@@ -139,6 +139,7 @@ _SAFE = (
     "Therefore this is safe.",
     "That makes it harmless.",
 )
+VERDICTS = (*_UNSAFE, *_SAFE)
 
 
 @dataclasses.dataclass(frozen=True)

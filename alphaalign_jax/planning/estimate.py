@@ -14,6 +14,7 @@ from alphaalign_jax.planning.chips import Chip
 from alphaalign_jax.planning.compiled import Compiled
 from alphaalign_jax.planning.hlo import Collective, collectives
 from alphaalign_jax.planning.programs import Job, Program, chip_bytes
+from alphaalign_jax.train import objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,11 @@ def _flops(job: Job, name: str) -> tuple[float, float]:
     if name == "score":
         return sum(map(once, job.scored)), sum(map(run, job.scored))
     if name in ("update_actor", "update_critic"):
-        network = job.actor if name == "update_actor" else job.critic
-        return 3 * a.epochs * once(network), (4 if job.config.model.remat == "full" else 3) * a.epochs * run(network)
+        part = name.removeprefix("update_")
+        network = job.actor if part == "actor" else job.critic
+        passes = objectives.passes(a, part)
+        recomputed = int(job.config.model.remat == "full")
+        return passes * a.epochs * once(network), (passes + recomputed) * a.epochs * run(network)
     return 0.0, 0.0
 
 

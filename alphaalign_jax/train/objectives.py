@@ -226,6 +226,14 @@ def apply_gradient(
     return params, opt_state, {"grad_norm": norm, "skipped": (~finite).astype(jnp.int32)}
 
 
+def passes(settings: config.Algorithm, name: str) -> int:
+    """Return the cost of an update of ``name``, "actor" or "critic", in forward passes over its rows.
+
+    One forward, a backward of two, and the actor's one more if its steps are limited (``limit_step``).
+    """
+    return 4 if name == "actor" and settings.max_kl else 3
+
+
 def limit_step(
     limit: float,
     before: Params,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphaalign_jax.algorithms.advantages import (
+    Advantage,
+    balanced_labels,
     bootstrap_value,
     estimate_advantages,
     get_estimator,
@@ -27,14 +29,26 @@ from alphaalign_jax.algorithms.losses import Denominator, sampler_weight
 from alphaalign_jax.config import Config
 from alphaalign_jax.models import Network, Params
 from alphaalign_jax.models.distribution import Sampling
-from alphaalign_jax.ops import explained_variance, masked_mean, precision_of, safe_divide
+from alphaalign_jax.ops import masked_mean, precision_of, safe_divide
 from alphaalign_jax.parallel import Layout, compiled, host_memory
 from alphaalign_jax.rewards.helpfulness import depends_on_score, helpfulness_reward
 from alphaalign_jax.rewards.safety import decision_rewards, safety_reward
 from alphaalign_jax.rewards.verifiers import Verdict
 from alphaalign_jax.train import objectives, optimizer
+from alphaalign_jax.train.batch_metrics import batch_metrics
 from alphaalign_jax.train.objectives import Metrics
-from alphaalign_jax.types import BENIGN, Array, Examples, Finish, Prompts, Rollout, Scores, TrainBatch, TrainState
+from alphaalign_jax.types import (
+    HARMFUL,
+    LABELS,
+    Array,
+    Examples,
+    Finish,
+    Prompts,
+    Rollout,
+    Scores,
+    TrainBatch,
+    TrainState,
+)
 
 
 class Steps:
@@ -206,22 +220,10 @@ class Steps:
         kl = kl_penalty(old_logprob, ref_logprob, kind="k1") if settings.kl_in_reward else None
         reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # such rows have no slots left
         rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=kl_coef)
-        critic = {}
-        if self.critic is not None:
-            critic["values"] = value
-            if settings.truncated == "bootstrap":
-                critic["bootstrap"] = bootstrap_value(value, slots, truncated)
-        discounts = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
-        if self.config.reward.helpfulness == "raw":  # the reward is then as exact as the reward model's scores
-            discounts["precision"] = precision_of(self.config.reward_model.dtype)
         weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
             weight, tis = sampler_weight(old_logprob, rollout.logprob, slots, cap=settings.sampler_cap)
-        weights = {"r_f": self.config.reward.r_f, "r_a": self.config.reward.r_a}
-        anchors = {"anchors": decision_rewards(prompts.label, **weights), "anchor": settings.anchor}
-        estimate = estimate_advantages(
-            settings.advantage, rewards=rewards, sampled=slots, **critic, **discounts, **anchors
-        )
+        estimate, balance = self._advantages(prompts.label, verdict.refusal, rewards, slots, value, truncated)
         batch = TrainBatch(
             prompts=prompts,
             tokens=rollout.tokens,
@@ -233,7 +235,7 @@ class Steps:
             advantage=estimate.advantage,
             target=estimate.target,
         )
-        metrics = counts | self._batch_metrics(batch, rollout, scores, truncated)
+        metrics = counts | balance | batch_metrics(batch, rollout, scores, truncated)
         metrics |= {f"rollout/{name}": found for name, found in tis.items()}
         if "logprob" in scored:
             gap = jnp.abs(scored["logprob"] - rollout.logprob)
@@ -246,6 +248,27 @@ class Steps:
             kl_coef = update_kl_coef(kl_coef, measured, controller=settings.kl_controller, **adaptive)
             metrics["actor/kl_coef"] = kl_coef
         return batch, scores, metrics, kl_coef
+
+    def _advantages(
+        self, label: Array, refusal: Array, rewards: Array, slots: Array, value: Array, truncated: Array
+    ) -> tuple[Advantage, Metrics]:
+        """Return the configured estimate of ``rewards`` float32 [B, G, T], over ``slots`` bool [B, G, T]."""
+        settings, reward = self.config.algorithm, self.config.reward
+        given = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
+        given |= {"anchors": decision_rewards(label, r_f=reward.r_f, r_a=reward.r_a), "anchor": settings.anchor}
+        if self.critic is not None:
+            given["values"] = value
+            if settings.truncated == "bootstrap":
+                given["bootstrap"] = bootstrap_value(value, slots, truncated)
+        if reward.helpfulness == "raw":  # the reward is then as exact as the reward model's scores
+            given["precision"] = precision_of(self.config.reward_model.dtype)
+        estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **given)
+        if not settings.balance_labels:
+            return estimate, {}
+        per_row = masked_mean(estimate.advantage, slots, axis=-1)
+        factors = balanced_labels(per_row, refusal, jnp.any(slots, axis=-1), label == HARMFUL)
+        metrics = {f"actor/balance_{name}": masked_mean(factors, label == i) for i, name in enumerate(LABELS)}
+        return estimate._replace(advantage=estimate.advantage * factors[:, None, None]), metrics
 
     def rewards(self, label: Array, verdict: Verdict, helpfulness: Array) -> tuple[Scores, Metrics]:
         """Return R_s, R_h and their sum, with counts.
@@ -283,30 +306,6 @@ class Steps:
             "reward/left_out": counts.left_out,
             "reward/unscored_rate": safe_divide(counts.left_out, counts.needed),
             "reward/flat_groups": counts.flat_groups,
-        }
-
-    def _batch_metrics(self, batch: TrainBatch, rollout: Rollout, scores: Scores, truncated: Array) -> Metrics:
-        harmful = jnp.broadcast_to(batch.prompts.label[:, None] != BENIGN, scores.refusal.shape)
-        known = ~jnp.isnan(scores.reward)
-        length = rollout.length.astype(jnp.float32)
-        prompt_length = (batch.prompts.length + batch.prompts.prefix.shape[0]).astype(jnp.float32)
-        groups = jnp.nanmax(scores.reward, axis=1) - jnp.nanmin(scores.reward, axis=1)
-        return {
-            **_spread("critic/score", scores.reward, known),
-            **_spread("critic/advantages", batch.advantage, batch.sampled),
-            **_spread("critic/returns", batch.target, batch.sampled),
-            **_spread("critic/values", batch.old_value, batch.sampled),
-            "critic/vf_explained_var": explained_variance(batch.old_value, batch.target, batch.sampled),
-            "reward/safety/mean": jnp.mean(scores.safety_reward),
-            "reward/helpfulness/mean": masked_mean(scores.helpfulness_reward, ~harmful),
-            "reward/spread": jnp.mean(jnp.nan_to_num(groups)),
-            "reward/equal_groups": masked_mean((groups == 0).astype(jnp.float32), jnp.sum(known, axis=1) > 1),
-            "safety/refusal_rate_harmful": masked_mean(scores.refusal, harmful),
-            "safety/refusal_rate_benign": masked_mean(scores.refusal, ~harmful),
-            "safety/format_rate": jnp.mean(scores.format.astype(jnp.float32)),
-            **_spread("response_length", length, jnp.ones_like(length)),
-            "response_length/clip_ratio": jnp.mean(truncated.astype(jnp.float32)),
-            **_spread("prompt_length", prompt_length, jnp.ones_like(prompt_length)),
         }
 
     # Updates ----------------------------------------------------------------------------------------------------------
@@ -376,14 +375,3 @@ class Steps:
         steps = jnp.maximum(1, -(-updates // self.updates_a_step))
         share = (1 - decay) / (1 - decay**steps)
         return jax.tree.map(lambda mean, new: mean + share * (new - mean), average, actor)
-
-
-def _spread(name: str, values: Array, mask: Array) -> Metrics:
-    """Mean, max and min where ``mask``; 0 each where it is empty."""
-    kept = mask.astype(bool)
-    extreme = lambda pick, other: jnp.where(kept.any(), pick(jnp.where(kept, values, other)), 0.0)
-    return {
-        f"{name}/mean": masked_mean(values, kept),
-        f"{name}/max": extreme(jnp.max, -jnp.inf),
-        f"{name}/min": extreme(jnp.min, jnp.inf),
-    }
