@@ -16,7 +16,7 @@ def get_config(arg=""):
         raise ValueError(f"configs/tiny.py:{arg}: expected no argument, or zero")
     config = defaults()
     config.name = "tiny" if not arg else "tiny-zero"
-    config.steps = 32
+    config.steps = 36
     config.model.path = "package:alphaalign_jax"  # alphaalign_jax/demo_model/README.md: what it has read
     config.data.harmful_fraction = 0.5  # as much push towards refusing as away from it
     config.data.bucket = 48  # one shape for every batch, of training and held-out prompts alike
@@ -45,12 +45,12 @@ def get_config(arg=""):
     config.algorithm.old_logprob = "sampler"  # both run in float32: a pass less
     config.algorithm.minibatches = 2
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.decay = 0.5
+    config.optimizer.decay = 0.3
 
     # Looks at 67 training prompts that are set aside; the best look's state is exported, and gone back to after a
     # collapse.
     config.data.validation = 0.1
-    config.eval.every = 8
+    config.eval.every = 9
     config.eval.batch = 72
     config.guards.rollbacks = 2
     return config

@@ -230,26 +230,31 @@ def test_a_group_that_agrees_on_the_wrong_decision_is_pushed_back():
         adv.anchored(refusing[..., None], sampled, anchors=anchors, anchor=0)
 
 
-def test_both_labels_push_on_the_rate_of_refusals_alike():
-    """With more benign refusals than harmful ones by chance, a step lowers how often the policy refuses at all."""
+@pytest.mark.parametrize("rate", [0.2, 0.8])
+def test_no_label_pushes_the_rate_of_refusals_off(rate: float):
+    """With more benign refusals than harmful ones by chance, a step lowers a rate of refusals that is low already."""
     rng = np.random.default_rng(8)
-    refusal, valid = rng.random((6, 8)) < 0.3, rng.random((6, 8)) < 0.9
-    harmful = np.array([True, False, True, False, False, False])
-    gained = np.where(harmful[:, None], 1.0, -1.0) * refusal + rng.normal(size=(6, 8))
+    valid = rng.random((20, 8)) < 0.9
+    harmful = np.array([True, False] * 10)
+    # The label that pushes away from a half disagrees in its groups more often.
+    often = np.where(harmful == (rate > 0.5), rate, np.round(rate) * 0.8 + 0.1)
+    refusal = rng.random((20, 8)) < often[:, None]
+    gained = np.where(harmful[:, None], 1.0, -1.0) * refusal
 
     def pushes(advantage: np.ndarray) -> np.ndarray:
         share = (refusal * valid).sum(1) / valid.sum(1)
         push = (advantage * (refusal - share[:, None]) * valid).sum(1)
         return np.array([push[harmful].sum(), push[~harmful].sum()])
 
-    factors = jax.jit(adv.balanced_labels)(gained, refusal, valid, harmful)
-    before, after = pushes(gained), pushes(gained * np.asarray(factors)[:, None])
-    assert before[0] > 0 > before[1] and abs(before.sum()) > 0.2
-    close(after.sum(), 0.0, atol=1e-4)
-    close(after[0] ** 2, -before[0] * before[1], rtol=1e-4)
-    # No refusal of a harmful prompt: benign ones push less, and not by nothing.
-    none = refusal & ~harmful[:, None]
-    close(adv.balanced_labels(-1.0 * none, none, valid, harmful), np.where(harmful, 1.0, 0.25))
+    factors = np.asarray(jax.jit(adv.balanced_labels)(gained, refusal, valid, harmful))
+    before, after = pushes(gained), pushes(gained * factors[:, None])
+    held, free = (0, 1) if rate > 0.5 else (1, 0)
+    assert abs(before[held]) > abs(before[free]) > 0, "it is not pushed off: the test shows nothing"
+    close(after, np.where(np.arange(2) == free, before, -before[free]), atol=1e-5)
+    # The label that pushes the right way is never held back, even if the other does not push at all.
+    alone = refusal & (harmful == (rate < 0.5))[:, None]
+    if rate < 0.5:
+        close(adv.balanced_labels(1.0 * alone, alone, valid, harmful), np.ones(20))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -306,9 +311,7 @@ def test_registry_refuses_what_it_would_ignore():
     """A discount, a bootstrap or a critic that the chosen estimator never reads; a group of one that trains nothing."""
     ones, mask = np.ones((B, G, T), np.float32), np.ones((B, G, T), bool)
     call = partial(adv.estimate_advantages, rewards=ones, sampled=mask)
-    with pytest.raises(
-        ValueError, match=f"'gea'.*{', '.join(adv.ADVANTAGES)}"
-    ):
+    with pytest.raises(ValueError, match=f"'gea'.*{', '.join(adv.ADVANTAGES)}"):
         call("gea")
     with pytest.raises(ValueError, match="needs values"):
         call("gae")

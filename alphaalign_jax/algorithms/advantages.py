@@ -23,6 +23,7 @@ from alphaalign_jax.ops import (
     FLOAT32_PRECISION,
     Spread,
     last_true,
+    masked_mean,
     masked_spread,
     masked_sum,
     masked_whiten,
@@ -289,40 +290,42 @@ def anchored(rewards: Array, sampled: Array, *, anchors: Array | None, anchor: f
     return _spread_over_tokens(outcome - baseline[..., None], sampled)
 
 
-def balanced_labels(advantage: Array, refusal: Array, valid: Array, harmful: Array, *, most: float = 4.0) -> jax.Array:
-    """Return factors on the advantages of each prompt, so that both labels push on the rate of refusals alike.
+def balanced_labels(advantage: Array, refusal: Array, valid: Array, harmful: Array) -> jax.Array:
+    """Return factors on the advantages of each prompt that keep the rate of refusals from running off to 0 or 1.
 
-    Moving the logit of refusing by the same amount for all prompts, which is what an update does most easily, pays
+    An update most easily moves the logit of refusing by the same amount for all prompts. To first order that pays
 
         push = sum over rows of A * (refused - the group's share of refusals)
 
     Harmful prompts push it up and benign ones down. While the policy cannot tell them apart, which of the two wins is
-    chance, and a few such steps take a low rate of refusals to 0, where there is nothing left to learn from. Each
-    label's advantages are multiplied by sqrt(other push / own push): the two cancel, and what is left is the part that
-    tells the prompts apart.
+    chance, and a few such steps take a low rate of refusals to 0, where there is nothing left to learn from. So if the
+    policy refuses less often than a right one would, which refuses the share of harmful prompts, benign prompts push
+    down by no more than harmful ones push up, and the other way round if it refuses more often:
+
+        factor = min(1, other label's push / own push)    of the label that pushes away from the right rate, else 1
 
     Args:
         advantage: float [B, G], of each row; a row's tokens share it.
         refusal: bool [B, G].
         valid: bool [B, G], rows that train.
         harmful: bool [B].
-        most: the largest factor, and the inverse of the smallest.
 
     Returns:
-        float32 [B]; 1 for a label that does not push at all.
+        float32 [B].
     """
-    refused = jnp.asarray(refusal, jnp.float32)
-    share = safe_divide(masked_sum(refused, valid, axis=-1), jnp.sum(valid, axis=-1, dtype=jnp.float32))
-    push = masked_sum(advantage * (refused - share[:, None]), valid, axis=-1)  # [B]
     harmful = jnp.asarray(harmful, bool)
+    refused = jnp.asarray(refusal, jnp.float32)
+    share = masked_mean(refused, valid, axis=-1)  # [B]
+    push = masked_sum(advantage * (refused - share[:, None]), valid, axis=-1)
     up = jnp.abs(jnp.sum(jnp.where(harmful, push, 0.0)))
     down = jnp.abs(jnp.sum(jnp.where(harmful, 0.0, push)))
-
-    def factor(own: Array, other: Array) -> jax.Array:
-        ratio = jnp.sqrt(other / jnp.where(own > 0, own, 1.0))
-        return jnp.where(own > 0, jnp.clip(ratio, 1 / most, most), 1.0)
-
-    return jnp.where(harmful, factor(up, down), factor(down, up))
+    rows = jnp.broadcast_to(harmful[:, None], jnp.shape(valid)).astype(jnp.float32)
+    too_few = masked_mean(refused, valid) < masked_mean(rows, valid)
+    held = jnp.where(too_few, ~harmful, harmful)
+    own = jnp.where(too_few, down, up)
+    other = jnp.where(too_few, up, down)
+    factor = jnp.where(own > other, other / jnp.where(own > 0, own, 1.0), 1.0)
+    return jnp.where(held, factor, 1.0)
 
 
 class Estimator(NamedTuple):

@@ -172,7 +172,7 @@ class Algorithm:
     kl_horizon: int = 10000  # adaptive: responses
     reference: bool = True  # keep the initial policy, to log the KL to it; the KL terms need it
     reference_on_host: bool = False  # its weights lie in the hosts' memory but for the pass that needs them
-    # Scale each label's advantages so that harmful and benign prompts push on the rate of refusals alike
+    # Damp the label whose prompts push the rate of refusals away from the share of harmful prompts
     # (advantages.balanced_labels).
     balance_labels: bool = False
     # Nats a response that one optimizer step may move the policy; a longer step is shortened to that. 0 is off. Takes
