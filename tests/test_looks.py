@@ -231,10 +231,10 @@ def test_an_alarm_brings_a_look_forward_and_a_spent_budget_ends_the_run(work, mo
     monkeypatch.setitem(SCORES, 0, 0.8)
     monkeypatch.setitem(SCORES, 1, 0.1)
     monkeypatch.setitem(SCORES, 2, 0.1)
-    rare = ["--config.eval.every=100", "--config.guards.window=1", "--config.guards.look_on=flat"]
+    rare = ["--config.eval.every=100", "--config.guards.window=1", "--config.guards.look_on=truncated"]
     assert run(work, "early", STEPS, *WATCHED, *rare, "--config.guards.stop=collapse") == 2
     said, error = heard(capsys)
-    assert "alarm at train step 0: flat" in said and "back to the best state, of step 0" in said
+    assert "alarm at train step 0: truncated" in said and "back to the best state, of step 0" in said
     assert "step 2: collapse: the score of a look fell from 0.80, the best, to 0.10 (guards.collapse=0.2)" in error
     looks = [record["step"] for record in lines(work / "early/metrics.jsonl") if record["phase"] == "eval"]
     assert looks == [0, 1, 2]

@@ -245,8 +245,8 @@ class Guards:
     # steps. After as many, a collapse is an alarm like others. Needs eval.every and checkpoint.keep_best.
     rollbacks: int = 0
     rollback_scale: float = 0.5  # factor on the learning rates of actor and critic, each time
-    # Alarms that bring a look forward if rollbacks are left and the last look is ``window`` steps old or more. The look
-    # decides: "flat" is also what a policy that gets everything right looks like.
+    # Alarms that bring a look forward if it is ``window`` steps since the last one, and a rollback or a stop by
+    # "collapse" could follow. The look decides: "flat" is also what a policy that gets everything right looks like.
     look_on: tuple = ("over_refusal", "flat", "no_format", "truncated", "length")
 
 

@@ -52,11 +52,13 @@ class Looks:
     def bring_forward(self, progress: Progress, alarms: Sequence[Alarm], done: int) -> None:
         """Make a look due after ``done`` steps if an alarm asks for one.
 
-        Not if no rollback could follow from it, or if the last look is newer than what the alarm is about.
+        Not if neither a rollback nor a stop could follow from it, or if the last look is newer than what the alarm is
+        about.
         """
         guards = self.config.guards
         asked = any(alarm.name in guards.look_on for alarm in alarms)
-        if asked and self.rollbacks_left(progress) and done - progress.evaluated >= guards.window:
+        matters = self.rollbacks_left(progress) or "collapse" in guards.stop
+        if asked and matters and done - progress.evaluated >= guards.window:
             progress.look_at = done
 
     def score(self, params: Params, step: int) -> float | None:
