@@ -53,4 +53,5 @@ def get_config(arg=""):
     config.eval.every = 9
     config.eval.batch = 72
     config.guards.rollbacks = 2
+    config.guards.heldout = 0.2  # 39 benign prompts: a look is off by 0.1 now and then
     return config

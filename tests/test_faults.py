@@ -455,7 +455,7 @@ def test_a_held_out_score_that_falls_while_the_reward_rises_is_said(work, capsys
     watch = ["--config.eval.every=1", "--config.guards.window=1", "--config.guards.stop=heldout"]
     assert run(work, "hacked", 3, *QUICK, *watch) == 2
     said, error = heard(capsys)
-    says = "heldout: the held-out score fell from 0.90 to 0.30 while the reward rose from 0.00 to 1.00"
+    says = "heldout: the score of looks fell from 0.90 to 0.30 while the reward rose from 0.00 to 1.00"
     assert f"alarm at eval step 2: {says}" in said and f"step 2: {says}" in error and "the state is saved" in error
     assert (work / "hacked/checkpoints/2").is_dir() and not (work / "hacked/checkpoints/3").exists()
 

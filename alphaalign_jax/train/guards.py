@@ -108,7 +108,7 @@ class Guards:
             self.state["best"] = [score, reward]
             return {"heldout": ""}
         fell = best[0] - score > limit and reward > best[1]
-        says = f"the held-out score fell from {best[0]:.2f} to {score:.2f} while the reward rose from {best[1]:.2f} to "
+        says = f"the score of looks fell from {best[0]:.2f} to {score:.2f} while the reward rose from {best[1]:.2f} to "
         return {"heldout": f"{says}{reward:.2f}" if fell else ""}
 
     def _above(self, name: str, rule: _Rule, metrics: Mapping[str, float]) -> str:
