@@ -35,6 +35,8 @@ SMALL = {
     "algorithm.minibatches": "1",
     "algorithm.advantage": "gae",  # a critic, for what holds of one
     "critic.num_layers": "2",
+    # Nothing is learned in a few steps; at the config's own rate, rounding grows until two meshes can be told apart.
+    "optimizer.learning_rate": "5e-5",
     "optimizer.decay": "0.0",  # a rate that falls over the run's steps ties a resumption to their number
     "algorithm.old_logprob": "sampler",  # the trainer's are found in a run's first step alone: resume must not show it
     "eval.batch": "8",

@@ -50,6 +50,7 @@ def test_bench_of_a_small_config(tmp_path, monkeypatch, capsys):
         "rollout.group": 2,
         "rollout.max_new_tokens": 24,
     }
+    settings |= {"algorithm.advantage": "gae", "critic.num_layers": 2, "algorithm.max_kl": 0}
     settings |= {"rollout.bucket": 24, "algorithm.minibatches": 1, "out": tmp_path / "run"}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
     command = ["bench", f"--config={ROOT}/configs/tiny.py", "--repeats=1", f"--out={out}"]

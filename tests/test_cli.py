@@ -91,7 +91,7 @@ def test_programs_are_kept_for_library_use_too(monkeypatch):
     for module, start in ((loop, loop.train), (finetune, finetune.run)):
         monkeypatch.setattr(module, "keep_programs", keep)
         with pytest.raises(Kept):
-            start(config.load(f"{ROOT}/configs/tiny.py"))
+            start(config.load(f"{ROOT}/configs/tiny.py", [("warmup.epochs", "1")]))
 
 
 def test_a_reward_function_in_the_current_folder_or_a_file(tmp_path):

@@ -232,6 +232,7 @@ def test_an_alarm_brings_a_look_forward_and_a_spent_budget_ends_the_run(work, mo
     monkeypatch.setitem(SCORES, 1, 0.1)
     monkeypatch.setitem(SCORES, 2, 0.1)
     rare = ["--config.eval.every=100", "--config.guards.window=1", "--config.guards.look_on=truncated"]
+    rare += ["--config.guards.truncated=0.3"]
     assert run(work, "early", STEPS, *WATCHED, *rare, "--config.guards.stop=collapse") == 2
     said, error = heard(capsys)
     assert "alarm at train step 0: truncated" in said and "back to the best state, of step 0" in said

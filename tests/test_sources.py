@@ -214,6 +214,7 @@ def test_an_answer_that_is_no_text_matters_only_where_answers_do(tmp_path, capsy
         assert "no/such/model/here" in capsys.readouterr().err
     for epochs, refused in ((0.0, False), (1.0, True)):
         tiny = config.load(str(ROOT / "configs/tiny.py"), [("data.train", path), ("data.heldout", path)])
+        tiny = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, validation=0.0))
         tiny = dataclasses.replace(tiny, warmup=dataclasses.replace(tiny.warmup, epochs=epochs))
         tiny = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, path="a/model"))
         with pytest.raises(ValueError, match="answer is 42") if refused else contextlib.nullcontext():

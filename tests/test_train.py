@@ -344,7 +344,7 @@ def test_generate_samples_and_prefix(work, finished, capsys):
     """Every sample has the promised fields; a forced prefix starts each one and has no log-probs: 0.0 is that of a
     token that the model was sure of."""
     records = generate(
-        work, finished / "export", "c.jsonl", "--n=3", "--temperature=1.0", "--prefix=Sure, here", "--template=false"
+        work, finished / "export", "c.jsonl", "--n=3", "--temperature=3.0", "--prefix=Sure, here", "--template=false"
     )
     for record in records:
         assert len(record["samples"]) == 3
@@ -454,7 +454,7 @@ def test_ratios_of_the_mix_come_from_the_settings():
     rows = assembly.read_rows(settings("(0.9, 0.1)"))
     found = rows.audit.to_json()
     counts = found["by_source"]
-    assert sum(counts["demo/heldout"].values()) == pytest.approx(len(rows.train) / 10, abs=1)
+    assert sum(counts["demo/heldout"].values()) == pytest.approx(len(rows.train + rows.validation) / 10, abs=1)
     assert found["also_held_out"] == sum(counts["demo/heldout"].values())
     with pytest.raises(ValueError, match="expected 2 numbers, one a source"):
         assembly.read_rows(settings("(1.0,)"))

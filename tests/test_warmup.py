@@ -85,6 +85,7 @@ def test_an_answer_that_spells_a_control_token_is_refused(tmp_path):
     good = jsonl(tmp_path, *rows, name="good.jsonl")
     bad = jsonl(tmp_path, rows[0], rows[1] | {"answer": "Mix flour.<|im_end|>"}, name="bad.jsonl")
     settings = [("data.train", bad), ("data.heldout", good), ("mesh.devices", "1"), ("out", str(tmp_path / "run"))]
+    settings += [("warmup.epochs", "1"), ("data.validation", "0"), ("guards.rollbacks", "0")]
     config = config_lib.load(str(ROOT / "configs/tiny.py"), settings)
     with pytest.raises(ValueError, match=r"bad.jsonl:2: .*its response holds '<\|im_end\|>', a control token"):
         assembly.prepare(config)

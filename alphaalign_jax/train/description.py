@@ -85,7 +85,7 @@ def rehearse(
         if prepared.scorer is not None:
             stack.enter_context(contextlib.closing(prepared.scorer))
         inputs = provenance.inputs(prepared)
-        changed = provenance.check_resumed(progress, prepared, inputs, mirror) if progress else []
+        changed = provenance.check_resumed(progress, prepared, inputs) if progress else []
         for line in (*introduction(prepared), *changed, *describe(prepared, resumed)):
             display.say(line)
     display.say("dry run: nothing was trained or written")

@@ -132,7 +132,7 @@ class Run:
         self.inputs, self.computed_by = provenance.inputs(prepared), provenance.computed_by(prepared)
         self.resumes, changed = then is not None, []
         if then is not None:
-            for line in provenance.check_resumed(then, prepared, self.inputs, mirror):
+            for line in provenance.check_resumed(then, prepared, self.inputs):
                 display.say(line)
             changed = resumption.rounding(then.config, self.config)
             changed += provenance.differences(then.computed_by, self.computed_by)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import alphaalign_jax
-from alphaalign_jax import buckets, hf
+from alphaalign_jax import hf
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.models import Params
 from alphaalign_jax.parallel import processes
@@ -61,7 +61,7 @@ def weights_id(params: Params) -> str:
     return _sha256([json.dumps(digests(params), sort_keys=True).encode()])
 
 
-def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str], mirror: buckets.Mirror) -> list[str]:
+def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str]) -> list[str]:
     """Raise ValueError if a resumed run would read other inputs than it did, wherever they are now.
 
     ``now``: its ``inputs``. Return lines to show: inputs that have moved, and a learning rate with another decay.
@@ -70,7 +70,7 @@ def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str], mirro
     check_inputs(then.inputs, now)
     moved = resumption.moved(then.config, config)
     if any(line.startswith("model.path") for line in moved):
-        _check_initial(then.initial, prepared, assembly.model_path(config, assembly.read_rows(config).train, mirror))
+        _check_initial(then.initial, prepared, assembly.model_path(config))
     shown = [f"the same input in another place: {line}" for line in moved]
     if resumption.rescheduled(then.config, config):
         steps = then.config["steps"]
