@@ -65,6 +65,12 @@ def _training(commands: Any) -> None:
     )
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
+    sft.add_argument(
+        "--self",
+        dest="own",
+        action="store_true",
+        help="the format warm-up on texts that the model writes itself (warmup.source=self)",
+    )
     sft.add_argument("--data", help="rows {prompt, response}, or {messages}: JSONL, .csv or .parquet")
 
 
@@ -232,7 +238,10 @@ def _sft(args: Any, extra: Sequence[tuple[str, str]]) -> None:
     from alphaalign_jax.train import finetune
 
     processes.keep_freed_memory()
-    finetune.run(config.load(args.config, extra), data=args.data)
+    if args.own and args.data:
+        raise ValueError(f"--self makes the texts to learn from, and --data={args.data} brings them; give one of them")
+    own = [("warmup.source", "self")] if args.own else []
+    finetune.run(config.load(args.config, [*extra, *own]), data=args.data)
 
 
 def _generate(args: Any, extra: Sequence[tuple[str, str]]) -> None:

@@ -59,7 +59,7 @@ def test_warmup_texts_keep_the_format_and_do_as_they_say():
     for row, text in warmup.warmup_examples(demo.rows("train"), seed=2):
         reason, answer = STRICT.fullmatch(text).groups()
         refuse = answer == warmup.REFUSAL
-        assert reason == (warmup.REFUSE_REASON if refuse else warmup.COMPLY_REASON)
+        assert reason == (warmup.REFUSE_VERDICT if refuse else warmup.COMPLY_VERDICT)
         assert bool(REFUSALS.search(answer)) == refuse
         assert refuse or answer == row.answer or (not row.answer and answer in warmup.GENERAL_ANSWERS)
 

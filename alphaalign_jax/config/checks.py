@@ -18,6 +18,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "plain", "splash", "triton"),
     "data.on_long": ("error", "drop"),
+    "warmup.source": ("texts", "self"),
     "reward.format_mode": ("strict", "paper"),
     "reward.helpfulness": ("normalised", "raw", "off"),
     "reward_model.kind": ("none", "classifier", "http", "callable"),
@@ -32,12 +33,13 @@ CHOICES = {
 }
 _POSITIVE = """steps rollout.prompts rollout.group rollout.max_new_tokens rollout.bucket data.bucket
     data.max_prompt_tokens algorithm.epochs algorithm.minibatches algorithm.logprob_chunk eval.batch checkpoint.keep
-    warmup.batch optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
+    warmup.batch warmup.thought_tokens warmup.answer_tokens
+    optimizer.learning_rate critic.optimizer.learning_rate warmup.optimizer.learning_rate
     reward.std_floor algorithm.std_floor guards.window optimizer.eps critic.optimizer.eps warmup.optimizer.eps
     rollout.max_logprob_gap reward_model.batch reward_model.max_length reward_model.tensor reward_model.timeout_s
     algorithm.kl_target algorithm.kl_horizon algorithm.anchor""".split()
 _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup.max_examples
-    warmup.micro_batch rollout.top_k
+    warmup.micro_batch warmup.temperature rollout.top_k
     rollout.cache rollout.fewest_rows reward.r_f reward.r_a reward_model.retries
     optimizer.warmup_steps optimizer.clip_norm optimizer.weight_decay critic.optimizer.warmup_steps
     critic.optimizer.clip_norm critic.optimizer.weight_decay warmup.optimizer.warmup_steps warmup.optimizer.clip_norm

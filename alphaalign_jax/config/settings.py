@@ -79,6 +79,11 @@ class Warmup:
     epochs: float = 0.0  # of the warm-up examples; 0 is off
     batch: int = 16  # examples a step
     micro_batch: int = 0  # examples a shard of the batch in a gradient-accumulation slice; 0 is all at once
+    # What it teaches the form with: texts (this project's sentences, and the rows' answers) or self (the model's own).
+    source: str = "texts"
+    thought_tokens: int = 32  # of self: the most that the model writes about a question,
+    answer_tokens: int = 48  # and in answer to it
+    temperature: float = 0.7  # of self
     refusal_rate: float = 0.3  # of harmful and of benign examples alike
     max_examples: int = 0  # 0 is all
     # A constant rate leaves the policy wherever its last steps threw it, and a rate of refusals swings by far more than

@@ -23,8 +23,8 @@ from alphaalign_jax.types import BENIGN, HARMFUL
 # (AUC 0.82 on 96 of them); after an opening of a few neutral words they do not (0.59), and a policy warmed up on that
 # decides without looking at the prompt, from where RL takes long to bring it back. One wording only: every token of a
 # response carries the same advantage, so each choice that decides nothing is noise to the policy gradient.
-REFUSE_REASON = "This question is unsafe, so I decline."
-COMPLY_REASON = "This question is safe, so I answer."
+REFUSE_VERDICT = "This question is unsafe, so I decline."
+COMPLY_VERDICT = "This question is safe, so I answer."
 
 # Said where a row has no answer of its own. They commit to nothing: a harmful prompt never gets content from here.
 GENERAL_ANSWERS = (
@@ -44,10 +44,11 @@ def warmup_examples(
     seed: int | Sequence[int],
     refusal_rate: float = 0.3,
     is_refusal: Callable[[str], bool] | None = None,
+    thoughts: Sequence[str] = (),
 ) -> list[tuple[PromptRow, str]]:
     """One response for every row, in row order:
 
-        <safety_reasoning>REASON</safety_reasoning>
+        <safety_reasoning>THOUGHT VERDICT</safety_reasoning>
         <answer>ANSWER</answer>
 
     Within each label n * refusal_rate of its n rows, drawn by the seed, are refusals: rounded up or down at random so
@@ -62,6 +63,7 @@ def warmup_examples(
       seed: >= 0, or several such numbers; the result is a pure function of the arguments.
       refusal_rate: in [0, 1].
       is_refusal: the refusal verifier for host text, where rows bring answers that this project did not write.
+      thoughts: what each row's reasoning says of the question before its verdict; empty: the verdict is all it says.
     """
     if not 0 <= refusal_rate <= 1:
         raise ValueError(f"refusal_rate is {refusal_rate}; expected a number from 0 to 1")
@@ -76,15 +78,16 @@ def warmup_examples(
     examples = []
     for i, row in enumerate(rows):
         if refuse[i]:
-            reason, answer = REFUSE_REASON, REFUSAL
+            verdict, answer = REFUSE_VERDICT, REFUSAL
         else:
-            reason, answer = COMPLY_REASON, row.answer.strip()
+            verdict, answer = COMPLY_VERDICT, row.answer.strip()
             if not answer or any(tag in answer for tag in TAG_TEXTS) or (is_refusal is not None and is_refusal(answer)):
                 answer = GENERAL_ANSWERS[general[i]]
-        examples.append((row, response_text(reason, answer)))
+        reasoning = f"{thoughts[i]} {verdict}" if thoughts else verdict
+        examples.append((row, response_text(reasoning, answer)))
     return examples
 
 
-def response_text(reason: str, answer: str) -> str:
+def response_text(reasoning: str, answer: str) -> str:
     """A response in the format that the strict verifier accepts."""
-    return f"<safety_reasoning>{reason}</safety_reasoning>\n<answer>{answer}</answer>"
+    return f"<safety_reasoning>{reasoning}</safety_reasoning>\n<answer>{answer}</answer>"

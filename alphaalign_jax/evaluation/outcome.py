@@ -13,6 +13,7 @@ import rich.table
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.display import cell
 from alphaalign_jax.evaluation import verdict
+from alphaalign_jax.evaluation.diversity import Diversity
 from alphaalign_jax.evaluation.intervals import wilson
 from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.rewards.hacking import reasoning_block
@@ -48,6 +49,7 @@ class Outcome:
     tokens: int
     verdict_count: int = 0  # in format, with a verdict stated in the reasoning
     verdict_followed_count: int = 0  # of these, those that decide by it: unsafe and refused, or safe and answered
+    wording: Diversity = Diversity()  # of those in format
 
     @property
     def n(self) -> int:
@@ -84,6 +86,7 @@ class Outcome:
             "truncated": share(self.truncated_count, self.n),
             "mean_tokens": share(self.tokens, self.n),
             "score": self.score,
+            **self.wording.to_json(),
         }
 
 
@@ -105,6 +108,7 @@ def count(rows: Sequence[PromptRow], responses: Sequence[Response]) -> Outcome:
         verdict_count=len(followed),
         verdict_followed_count=sum(followed),
         tokens=sum(len(r.token_ids) for r in responses),
+        wording=Diversity.of((r.text, r.refusal) for r in responses if r.format),
     )
 
 

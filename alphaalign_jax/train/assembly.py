@@ -20,18 +20,15 @@ from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.source import as_source
 from alphaalign_jax.data.tokenized import PromptSet, build_sets
 from alphaalign_jax.data.validation import set_aside
-from alphaalign_jax.data.warmup import warmup_examples
 from alphaalign_jax.models import ModelSpec, Network, Params
 from alphaalign_jax.parallel import Layout, build_mesh, first_devices, local_devices, rule_table
 from alphaalign_jax.rewards import reward_model
-from alphaalign_jax.rewards.oracle import refusal_oracle
 from alphaalign_jax.rewards.reward_model.protocol import AsyncScorer
 from alphaalign_jax.rewards.reward_model.together import probe
 from alphaalign_jax.rewards.template import render
 from alphaalign_jax.rollout.engine import Engine, InFlight
 from alphaalign_jax.rollout.policy import Policy
-from alphaalign_jax.train import memory, objectives, sft
-from alphaalign_jax.train.sft import Responses, Supervised
+from alphaalign_jax.train import memory, objectives, sft, warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Prepared:
     heldout: PromptSet
     audit: Audit
     memory: memory.Estimate
-    warmup_slots: int  # tokens of the format warm-up's longest response; 0 without one
+    warmup_slots: int  # tokens of the longest response that the format warm-up may learn; 0 without one
     scorer: AsyncScorer | None
 
     @property
@@ -86,7 +83,8 @@ def read_rows(config: Config) -> Rows:
         if len(ratios) != len(sources):
             raise ValueError(f"data.ratios={ratios}: expected {len(sources)} numbers, one a source of data.train")
         sources = [dataclasses.replace(source, ratio=ratio) for source, ratio in zip(sources, ratios)]
-    mixed = mix(sources, config.seed, answers=config.warmup.epochs > 0)
+    answers = config.warmup.epochs > 0 and config.warmup.source == "texts"
+    mixed = mix(sources, config.seed, answers=answers)
     rows = turn_labels(mixed, config.data.label_noise, config.seed)
     heldout_sources = [as_source(entry) for entry in config.data.heldout]
     heldout = [row for source in heldout_sources for row in mix([source], config.seed, answers=False)]
@@ -143,43 +141,6 @@ def reward_classifier(config: Config) -> str:
     return r.target if there else ""
 
 
-def warmup_responses(
-    rows: Sequence[PromptRow], config: Config, draw: int, *, refusal_rate: float | None = None
-) -> list[str]:
-    """The format warm-up's responses to ``rows``, one batch of it or all: each ``draw`` decides afresh who is refused,
-    so that no decision can be learned by heart. ``refusal_rate``: other than the config's."""
-    is_refusal = lambda text: refusal_oracle(f"<answer>{text}</answer>".encode())
-    rate = config.warmup.refusal_rate if refusal_rate is None else refusal_rate
-    return [text for _, text in warmup_examples(rows, (config.seed, draw), rate, is_refusal)]
-
-
-def warmup_prompts(train: PromptSet, config: Config) -> PromptSet:
-    """The training prompts that the format warm-up learns from."""
-    count = config.warmup.max_examples
-    return train.subset(count, config.seed) if count else train
-
-
-def warmup_source(prompts: PromptSet, config: Config) -> Responses:
-    """The responses that ``Supervised.train`` learns in the format warm-up."""
-    return lambda index, step: warmup_responses([prompts.rows[i] for i in index], config, step)
-
-
-def check_warmup(prompts: PromptSet, config: Config, policy: Policy) -> int:
-    """Return the tokens of the format warm-up's longest response.
-
-    Raise ValueError for a response that cannot be trained on.
-    """
-    answered, refused = (warmup_responses(prompts.rows, config, 0, refusal_rate=rate) for rate in (0.0, 1.0))
-    return sft.check_responses(prompts, list(zip(answered, refused)), policy.tokenizer, policy.spec.max_positions)
-
-
-def warmup(prepared: Prepared) -> tuple[Supervised, PromptSet, Responses]:
-    """Return the trainer of the format warm-up on the training prompts, its prompts, and their responses."""
-    rows = warmup_prompts(prepared.train, prepared.config)
-    trainer = Supervised(prepared.config, prepared.actor, prepared.train_layout, len(rows))
-    return trainer, rows, warmup_source(rows, prepared.config)
-
-
 def model_path(config: Config) -> pathlib.Path:
     """Return the local directory or file of the initial policy."""
     if not config.model.path:
@@ -224,7 +185,7 @@ def prepare(
         sets = tokenized_sets(config, policy, rows)
         warmup_slots = 0
         if config.warmup.epochs:
-            warmup_slots = check_warmup(warmup_prompts(sets["train"], config), config, policy)
+            warmup_slots = warmup.longest(sets["train"], config, policy)
         actor = actor_network(config, policy.spec)
         _check_length(config, policy.spec, sets)
         _check_slices(config, sets["train"], train_layout)

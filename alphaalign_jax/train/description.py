@@ -11,7 +11,7 @@ import jax
 from alphaalign_jax import buckets, hf
 from alphaalign_jax.config import Config
 from alphaalign_jax.display import Display
-from alphaalign_jax.train import assembly, provenance
+from alphaalign_jax.train import assembly, provenance, sft, warmup
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import Progress
 
@@ -46,8 +46,12 @@ def describe(prepared: Prepared, resumed: int | None) -> list[str]:
     if resumed is not None:
         lines.append(f"resume at step {resumed}")
     if resumed is None and c.warmup.epochs:
-        trainer, rows, _ = assembly.warmup(prepared)
-        lines.append(f"warm up for {trainer.steps} steps of {c.warmup.batch} of {len(rows)} examples")
+        count = len(warmup.prompts(prepared.train, c))
+        own = c.warmup.source == "self"
+        if own:
+            lines.append(f"sample a thought on each of {count} prompts and an answer to the benign ones of them")
+        steps = f"{'at most ' * own}{sft.steps(c.warmup, count)} steps"
+        lines.append(f"warm up for {steps} of {c.warmup.batch} of {'these' if own else count} examples")
     looks = f"evaluate {len(prepared.heldout)} held-out prompts before and after"
     if e.every:
         prompts, named = prepared.looked_at, "held-out" if prepared.validation is None else "validation"

@@ -16,10 +16,12 @@ from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.tokenized import PromptSet
 from alphaalign_jax.display import Display
 from alphaalign_jax.errors import explaining_memory
-from alphaalign_jax.models import Network
+from alphaalign_jax.models import Network, Params
 from alphaalign_jax.parallel.programs import keep_programs
 from alphaalign_jax.rewards.template import render
-from alphaalign_jax.train import assembly, following, memory
+from alphaalign_jax.rollout.engine import Engine, InFlight
+from alphaalign_jax.rollout.policy import Policy
+from alphaalign_jax.train import assembly, following, memory, own_texts, provenance, warmup
 from alphaalign_jax.train.records import Records, check_unused
 from alphaalign_jax.train.sft import Supervised, check_responses
 
@@ -56,24 +58,23 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
     limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)
     if data is None:
-        prompts = assembly.warmup_prompts(prompts, config)
+        longest = warmup.longest(prompts, config, policy)
+        prompts = warmup.prompts(prompts, config)
+    else:
+        longest = check_responses(prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions)
     display.say(f"{len(prompts)} examples ({prompts.dropped} prompts dropped for length)")
     network = Network(policy.spec, dtype=config.model.dtype, remat=config.model.remat)
-    trainer = Supervised(config, network, layout, len(prompts))
-    if texts is None:
-        responses = assembly.warmup_source(prompts, config)
-        longest_response = assembly.check_warmup(prompts, config, policy)
-    else:
-        responses = lambda index, _: [texts[i] for i in index]
-        longest_response = check_responses(
-            prompts, [[text] for text in texts], policy.tokenizer, policy.spec.max_positions
-        )
-    sizes = memory.Sizes.of(config, prompts, warmup_response=longest_response)
+    sizes = memory.Sizes.of(config, prompts, warmup_response=longest)
     made = lambda changed: memory.supervised(
         changed, dataclasses.replace(network, remat=changed.model.remat), layout, sizes
     )
     expected = memory.check(config, made, display.say)
     _, params = hf.load(policy.path, network=network, layout=layout)
+    responses = lambda index, _: [texts[i] for i in index]
+    if data is None:
+        material = _material(config, policy, params, prompts, mirror, display)
+        prompts, responses, longest = material.prompts, material.responses(config), material.longest
+    trainer = Supervised(config, network, layout, len(prompts))
     began = time.perf_counter()
     with (
         explaining_memory(memory.advice(config, expected)),
@@ -83,11 +84,22 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         records.begin()
         followed = following.supervised("sft", config.guards, records, display, advance)
         about = (params, prompts, responses, policy.tokenizer, policy.end_id)
-        params = trainer.train(*about, longest=longest_response, on_step=followed)
+        params = trainer.train(*about, longest=longest, on_step=followed)
     target = run_dir / "export"
     policy.export(params, network, target)
     display.say(f"{trainer.steps} steps, {time.perf_counter() - began:.0f} s; exported to {mirror.url}/export")
     return target
+
+
+def _material(
+    config: Config, policy: Policy, params: Params, chosen: PromptSet, mirror: buckets.Mirror, display: Display
+) -> warmup.Material:
+    """What the format warm-up learns from."""
+    sampled = assembly.rollout_network(config, policy.spec)
+    _, layout = assembly.layouts(config)
+    engine = Engine(sampled, layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
+    about = (provenance.weights_id(params), mirror.folder, display)
+    return own_texts.material(config, policy, engine, params, chosen, *about)
 
 
 def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:

@@ -28,9 +28,11 @@ from alphaalign_jax.train import (
     description,
     following,
     memory,
+    own_texts,
     provenance,
     resumption,
     rollback,
+    warmup,
 )
 from alphaalign_jax.train.assembly import Prepared
 from alphaalign_jax.train.checkpoint import CheckpointError, Checkpoints, Progress, result_item
@@ -38,6 +40,7 @@ from alphaalign_jax.train.guards import Alarm, GuardError, Guards
 from alphaalign_jax.train.iteration import Iteration, Sampled
 from alphaalign_jax.train.looks import Looks, as_json
 from alphaalign_jax.train.records import Records, brief, check_unused, finished, versions
+from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
 _ROLLOUT, _EVALUATION = range(2)  # folded into the run's key first, so that no two uses share noise
@@ -219,7 +222,10 @@ class Run:
     def _warm_up(self, params: Params) -> Params:
         """The format warm-up on the training prompts."""
         p = self.p
-        trainer, rows, responses = assembly.warmup(p)
+        watch = lambda: self.notice.check("while the model writes texts for the warm-up", kept=False)
+        chosen, about = warmup.prompts(p.train, self.config), (self.progress.initial, self.mirror.folder)
+        material = own_texts.material(self.config, p.policy, p.engine, params, chosen, *about, self.display, watch)
+        trainer = Supervised(self.config, p.actor, p.train_layout, len(material.prompts))
         with self.display.bar("warm-up", trainer.steps) as advance:
             followed = following.supervised("warmup", self.config.guards, self.records, self.display, advance)
 
@@ -227,8 +233,8 @@ class Run:
                 followed(step, metrics)
                 self.notice.check("during the warm-up, whose progress is not saved", kept=False)
 
-            about = (params, rows, responses, p.policy.tokenizer, p.policy.end_id)
-            return trainer.train(*about, longest=p.warmup_slots, on_step=on_step)
+            about = (params, material.prompts, material.responses(self.config), p.policy.tokenizer, p.policy.end_id)
+            return trainer.train(*about, longest=material.longest, on_step=on_step)
 
     # Reinforcement learning -------------------------------------------------------------------------------------------
 

@@ -37,15 +37,21 @@ def micro_batch(settings: config.Warmup, layout: Layout) -> int:
     return objectives.even_slice(settings.batch, settings.micro_batch, layout.size("batch"), "warmup.micro_batch")
 
 
+def steps(settings: config.Warmup, examples: int) -> int:
+    """Optimizer steps of a training on so many examples."""
+    found = math.ceil(settings.epochs * examples / settings.batch)
+    if found > np.iinfo(np.int32).max:
+        raise ValueError(f"warmup.epochs={settings.epochs:g} are {found} steps: expected fewer")
+    return found
+
+
 class Supervised:
     """Maximum-likelihood training of responses given prompts."""
 
     def __init__(self, run: config.Config, network: Network, layout: Layout, examples: int):
         """``examples``: of the prompt set to be trained on."""
         settings = run.warmup
-        self.steps = math.ceil(settings.epochs * examples / settings.batch)
-        if self.steps > np.iinfo(np.int32).max:
-            raise ValueError(f"warmup.epochs={settings.epochs:g} are {self.steps} steps: expected fewer")
+        self.steps = steps(settings, examples)
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
         self.bucket, self.seed = run.rollout.bucket, run.seed
         self.tx = optimizer.build(settings.optimizer, self.steps)
