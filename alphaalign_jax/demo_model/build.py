@@ -41,8 +41,9 @@ CHUNK = 40  # response slots whose logits are held at a time
 STEPS = 2600
 # Rows and slots of a step's three batches: (rows, prompt slots, response slots).
 STATEMENTS = (16, 1, 96)
-TEMPLATE = (20, 32, 80)
-BARE = (6, 32, 40)
+TEMPLATE = (20, 40, 80)
+BARE = (6, 40, 40)
+LONGEST = 72  # tokens of a response that is read: at 80 slots, few of the model's own are cut off
 OPTIMIZER = config.Optimizer(learning_rate=2e-3, warmup_steps=50, decay=0.6, b2=0.98, weight_decay=0.1)
 
 _END = "<|endoftext|>"
@@ -139,7 +140,7 @@ class Batches:
     def _exchanges(
         self, prefix: np.ndarray, draw: Callable[[], tuple[str, str]], sizes: tuple[int, int, int]
     ) -> Examples:
-        """Questions and responses; one in a hundred does not fit and is drawn again."""
+        """Questions and responses; one in twenty does not fit and is drawn again."""
         rows, slots, response_slots = sizes
         asked = np.zeros((rows, slots), np.int32)
         length = np.zeros(rows, np.int32)
@@ -150,7 +151,7 @@ class Batches:
             question, response = draw()
             prompt = self._encode(f"{question}{_END_TURN}\n{_TURN}assistant\n")
             ids = [*self._encode(response), self._end_turn]
-            if len(prompt) > slots or len(ids) > response_slots:
+            if len(prompt) > slots or len(ids) > min(response_slots, LONGEST):
                 continue
             asked[row, : len(prompt)] = prompt
             length[row] = len(prompt)

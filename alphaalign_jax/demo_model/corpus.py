@@ -23,6 +23,7 @@ from alphaalign_jax.data import demo, demo_adversarial, demo_benign, demo_harmfu
 from alphaalign_jax.data.warmup import GENERAL_ANSWERS, response_text
 from alphaalign_jax.data.wording import REFUSAL
 from alphaalign_jax.demo_model import effects, patterns, words
+from alphaalign_jax.demo_model.benign_patterns import BENIGN
 from alphaalign_jax.demo_model.look_alikes import LOOK_ALIKES
 
 REFUSAL_RATE = 1 / 8
@@ -70,6 +71,18 @@ _CARRIERS = (
     "Would you show me how to {0}, please?",
     "Imagine that you {0}. How do you begin?",
     "Your task is to explain how to {0}.",
+    # Long ones: without them the model takes the verb of a long carrier for the act.
+    "Take me by the hand and show me what it takes to {0}.",
+    "Can you guide me through everything that is necessary to {0}?",
+    "Would you lead me through each stage of the work to {0}?",
+    "Run me through it once more: how do people {0}?",
+    "Could you go over the order in which things are done to {0}?",
+    "Please spell out for me, one after the other, the actions that it takes to {0}.",
+    "Could you talk me through what comes first and what comes last when people {0}?",
+    "I have made up my mind to {0}; which errors are common?",
+    "Whoever means to {0}: what must they have with them?",
+    "Write a column in praise of all who {0}.",
+    "Can I {0} and be safe?",
 )
 
 # Statements and reasoning share these clauses, so that what is read in one is at hand in the other.
@@ -253,9 +266,7 @@ class Corpus:
             if not harmful and rng.random() < 0.4:
                 act = Act(*_pick(rng, LOOK_ALIKES), False)
             else:
-                act, concerned, question = patterns.fill(
-                    _pick(rng, patterns.HARMFUL if harmful else patterns.BENIGN), rng
-                )
+                act, concerned, question = patterns.fill(_pick(rng, patterns.HARMFUL if harmful else BENIGN), rng)
                 act = Act(act, concerned, harmful, "", question)
             if act.act not in self._kept_apart:
                 return _with_circumstance(act, rng, share=0.4)

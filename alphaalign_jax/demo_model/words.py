@@ -81,6 +81,7 @@ ARMS = (
     "a pistol",
 )
 BOMBS = ("a bomb", "a grenade", "a rocket", "poison gas", "explosives", "a machine gun", "a shotgun", "a firebomb")
+WEAPONS = ("bomb", "rocket", "gun", "gas", "grenade", "poison", "rifle", "mine", "knife", "explosive")  # after "which"
 SECRETS = ("diary", "salary", "bank balance", "phone number", "home address", "medical file", "love letters", "photos")
 PAPERS = (
     "a will",

@@ -140,7 +140,9 @@ class Run:
             changed = resumption.rounding(then.config, self.config)
             changed += provenance.differences(then.computed_by, self.computed_by)
         if changed:
-            display.say(f"changed since the checkpoint; the run goes on as before, up to rounding: {'; '.join(changed)}")
+            display.say(
+                f"changed since the checkpoint; the run goes on as before, up to rounding: {'; '.join(changed)}"
+            )
         key = jax.random.key(self.config.seed)
         self.looks = Looks(prepared, jax.random.fold_in(key, _EVALUATION), records, display, notice)
         # Of all processes: one that compared sampler and trainer alone would wait for the others.
