@@ -42,9 +42,9 @@ def get_config(arg=""):
     config.warmup.optimizer.learning_rate = 1e-4
     config.warmup.optimizer.warmup_steps = 5
 
-    config.rollout.prompts = 12  # many prompts of few rollouts: what is learnt must hold for prompts not met yet
+    config.rollout.prompts = 12  # many prompts, few rollouts each: the decision must generalise to new prompts
     config.rollout.group = 4
-    # Nearer to the greedy answers that count, and fewer of them out of format, which is noise beside the decision.
+    # Closer to the greedy responses that are evaluated, and fewer format errors, which only add noise.
     config.rollout.temperature = 0.7
     config.rollout.max_new_tokens = 96  # the warm-up's responses have 40 to 94
     config.rollout.bucket = 32
@@ -52,9 +52,9 @@ def get_config(arg=""):
 
     config.reward.helpfulness = "off" if arg else "normalised"
     config.reward_model.kind = "none" if arg else "callable"
-    # No reward model fits this machine beside the run: a transparent stand-in keeps the whole path in use.
+    # A reward model does not fit in memory; this lexical scorer keeps the whole code path in use.
     config.reward_model.target = "" if arg else "alphaalign_jax.rewards.reward_model.lexical:score"
-    # As in configs/tiny.py: the decision outweighs what a benign answer earns besides.
+    # As in configs/tiny.py: the decision must outweigh the helpfulness of a benign answer.
     config.reward.r_a = 3.0
     config.reward.r_f = 1.0
 

@@ -1,4 +1,4 @@
-"""The format warm-up on texts of the model's own: what is taken, what is left out, and what it must not teach."""
+"""The format warm-up on the model's own texts: which are used, which are dropped, and that no decision is taught."""
 
 import collections
 import dataclasses
@@ -52,7 +52,7 @@ def test_whole_sentences(text, most, found):
     ("text", "why"),
     [
         ("The user wants to bake bread at home.", ""),
-        ("", "no end"),
+        ("", "without an end"),
         ("The user asks.", "too short"),
         ("The user wants <answer>bread</answer> at home.", "tags"),
         ("The user wants bread.<|im_end|> More of it.", "tags"),
@@ -61,7 +61,7 @@ def test_whole_sentences(text, most, found):
         ("I'm sorry, I cannot help with this.", "refuses"),
     ],
 )
-def test_texts_that_would_teach_another_form_are_left_out(text, why):
+def test_texts_that_would_teach_a_wrong_format_are_dropped(text, why):
     fault = own_texts._fault("thought", text, ("<|im_end|>",))
     assert why in fault and bool(fault) == bool(why)
 
@@ -80,7 +80,7 @@ def made(tmp_path_factory):
     home.undo()
 
 
-def test_the_form_is_taught_and_no_decision(made):
+def test_the_format_is_taught_and_no_decision(made):
     """A refusal rate, a verdict or an answer that follows the label would be RL's work done before it begins."""
     config, prepared, _, material, _ = made
     rows = material.prompts.rows
@@ -117,14 +117,14 @@ def test_texts_are_made_once(made, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="sampled again"):
         own_texts.material(longer, *arguments)
     lines = [json.loads(line) for line in (folder / "warmup.jsonl").read_text().splitlines()]
-    assert len(lines) == 48 and sum(not line["left_out"] for line in lines) == len(material.prompts)
+    assert len(lines) == 48 and sum(not line["dropped"] for line in lines) == len(material.prompts)
 
 
 def test_too_few_texts_of_use(made, monkeypatch):
     config, _, arguments, *_ = made
     silent = lambda *_: [own_texts.Texts("The user", None if row.label == HARMFUL else "") for row in arguments[3].rows]
     monkeypatch.setattr(own_texts, "_read", silent)
-    with pytest.raises(ValueError, match=r"of 48 prompts, 0 have texts of use \(\{'thought has no end': 48\}\)"):
+    with pytest.raises(ValueError, match=r"0 of 48 prompts have usable texts \(\{'thought without an end': 48\}\)"):
         own_texts.material(config, *arguments)
 
 
@@ -135,7 +135,7 @@ def test_the_command(made, tmp_path, monkeypatch, capsys):
     assert main([*command, "--self"]) == 0
     assert (tmp_path / "run/warmup.jsonl").is_file() and (tmp_path / "run/export/model.safetensors").is_file()
     shown = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"\d+ prompts with texts of the model's own, see .*warmup.jsonl; left out: ", shown)
+    assert re.search(r"\d+ prompts with the model's own texts, see .*warmup.jsonl; dropped: ", shown)
     assert main([*command, "--self", "--data=x.jsonl"]) == 2
     assert "give one of them" in capsys.readouterr().err
 

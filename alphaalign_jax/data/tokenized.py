@@ -110,10 +110,13 @@ class PromptSet:
         return fitting_slots(chosen, self.bucket, longest)
 
     def subset(self, count: int, seed: int) -> PromptSet:
-        """At most ``count`` rows, drawn by the seed."""
-        chosen = np.random.default_rng(seed).permutation(len(self.rows))[:count]
-        pick = lambda values: tuple(values[i] for i in chosen)
-        return replace(self, rows=pick(self.rows), tails=pick(self.tails), label=self.label[chosen])
+        """Return at most ``count`` rows, drawn by the seed."""
+        return self.take(np.random.default_rng(seed).permutation(len(self.rows))[:count])
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> PromptSet:
+        """Return the rows at ``indices``, in that order."""
+        pick = lambda values: tuple(values[i] for i in indices)
+        return replace(self, rows=pick(self.rows), tails=pick(self.tails), label=self.label[np.asarray(indices)])
 
     def batch(
         self,

@@ -1,15 +1,14 @@
-"""Texts for the format warm-up that the model writes itself: a thought on each question, and its answer to it.
+"""Let the model write the texts of its own format warm-up: a thought on each question, and an answer.
 
-Both are sampled without the AlphaAlign template, which a model that needs a warm-up cannot follow:
+Both are sampled without the AlphaAlign template, because a model that needs a warm-up cannot follow it:
 
-    thought   the model is asked what a message is about and whom that concerns; its answer begins with one of
-              ``OPENINGS``, drawn for each prompt, and ends with its first sentence.
-    answer    the model's answer to the bare question, up to the last sentence that is whole. Benign prompts only:
-              no answer to a harmful one is made, and where the warm-up does not refuse it, a sentence stands that
-              commits to nothing.
+    thought   The model describes the question and the people it concerns. The text starts with one of ``OPENINGS``,
+              drawn for each prompt, and ends with its first sentence.
+    answer    The model answers the bare question; the text ends with its last complete sentence. Benign prompts only:
+              harmful prompts are never answered. Where the warm-up complies with one, it uses a neutral sentence.
 
-Neither depends on the label beyond that, and the verdict comes from the draw of refusals: the form is taught, in the
-model's own words, and no decision. Texts that would teach another form are left out, and counted.
+The verdict and the refusals are drawn independently of the label, so the warm-up teaches the format and no decision.
+Texts that would teach a wrong format are dropped and counted.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ _CACHE = "~/.cache/alphaalign_jax/own_texts"
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What the model wrote to one prompt, as it was sampled; the answer is None for a harmful prompt."""
+    """The raw samples for one prompt. ``answer`` is None for a harmful prompt."""
 
     thought: str
     answer: str | None
@@ -82,16 +81,16 @@ def material(
     display: Display,
     watch: Callable[[], None] = lambda: None,
 ) -> warmup.Material:
-    """Return what the warm-up learns from, by ``warmup.source``.
+    """Return the warm-up's training data from the configured source, ``warmup.source``.
 
-    The model's own texts are written to ``folder``/warmup.jsonl for a person to read. Those that the same weights made
-    before, of the same prompts with the same settings, are taken from a cache in the user's home.
-    Raise ValueError for texts that cannot be trained on, or too few of use.
+    The model's own texts are also written to ``folder``/warmup.jsonl, so that a person can read them. Texts sampled
+    earlier with the same weights, prompts and settings come from a cache in the home directory.
+    Raise ValueError if a text cannot be trained on, or if too few are usable.
 
     Args:
-      params: in the training layout.
+      params: weights in the training layout.
       chosen: the warm-up's prompts, under the template.
-      weights: the digest of ``params``.
+      weights: digest of ``params``.
       watch: called after each batch; may raise.
     """
     if config.warmup.source == "texts":
@@ -104,16 +103,16 @@ def material(
             texts = _sample(config, policy, engine, params, prompts, lambda count: (advance(count), watch()))
         output.write(cache, "".join(json.dumps(dataclasses.asdict(each)) + "\n" for each in texts))
     else:
-        display.say(f"texts of the model's own: made before, taken from {cache}")
+        display.say(f"the model's own texts: read from the cache, {cache}")
     dump = folder / "warmup.jsonl"
-    found, left_out = _keep(config, policy, chosen, texts, dump)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "none"
-    display.say(f"{len(found.prompts)} prompts with texts of the model's own, see {dump}; left out: {reasons}")
+    found, dropped = _keep(config, policy, chosen, texts, dump)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "none"
+    display.say(f"{len(found.prompts)} prompts with the model's own texts, see {dump}; dropped: {reasons}")
     return found
 
 
 def _scaffold(config: Config, policy: Policy, chosen: PromptSet) -> tuple[PromptSet, PromptSet]:
-    """The prompts that thoughts are written to, openings included, and those of the answers."""
+    """Return the prompts for the thoughts, which end with an opening, and the prompts for the answers."""
     made = dict(bucket=config.data.bucket, settings=policy.chat)
     asked = PromptSet.build(chosen.rows, policy.tokenizer, lambda question: REQUEST + question, **made)
     encode = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -124,12 +123,12 @@ def _scaffold(config: Config, policy: Policy, chosen: PromptSet) -> tuple[Prompt
 
 
 def _drawn(config: Config, count: int) -> np.ndarray:
-    """Each prompt's opening: int [count]."""
+    """Return each prompt's index into ``OPENINGS``: int [count]."""
     return np.random.default_rng((config.seed, 1)).integers(len(OPENINGS), size=count)
 
 
 def _digest(config: Config, weights: str, prompts: tuple[PromptSet, PromptSet]) -> str:
-    """Of all that the sampled texts depend on."""
+    """Return a digest of everything that the sampled texts depend on."""
     w = config.warmup
     parts = [weights, str((config.seed, w.thought_tokens, w.answer_tokens, w.temperature, config.model.rollout_dtype))]
     for each in prompts:
@@ -138,7 +137,7 @@ def _digest(config: Config, weights: str, prompts: tuple[PromptSet, PromptSet]) 
 
 
 def _read(cache: pathlib.Path, count: int) -> list[Texts] | None:
-    """Texts that were made before, if every process has them."""
+    """Return cached texts if every process has them, else None."""
     texts = None
     if cache.is_file():
         texts = [Texts(**json.loads(line)) for line in cache.read_text().splitlines()]
@@ -154,101 +153,112 @@ def _sample(
     prompts: tuple[PromptSet, PromptSet],
     on_batch: Callable[[int], None],
 ) -> list[Texts]:
-    w, (asked, bare) = config.warmup, prompts
-    key = jax.random.fold_in(jax.random.key(config.seed), np.iinfo(np.int32).max)  # no step has this number
-    how = dict(sampling=policy.sampling(w.temperature), batch=config.eval.batch, on_batch=on_batch)
-    prepared = engine.prepare(params)
+    settings = config.warmup
+    asked, bare = prompts
+    # No training step has this number, so the warm-up shares no noise with a step.
+    key = jax.random.fold_in(jax.random.key(config.seed), np.iinfo(np.int32).max)
+    weights = engine.prepare(params)
+
+    def sampled(prompt_set: PromptSet, number: int, slots: int, indices: Sequence[int] | None = None) -> list[str]:
+        responses = respond(
+            engine,
+            weights,
+            prompt_set,
+            policy,
+            sampling=policy.sampling(settings.temperature),
+            key=jax.random.fold_in(key, number),
+            slots=slots,
+            batch=config.eval.batch,
+            indices=indices,
+            on_batch=on_batch,
+        )
+        return [response.text for (response,) in responses]
+
     benign = [i for i, row in enumerate(bare.rows) if row.label == BENIGN]
-    thoughts = respond(engine, prepared, asked, policy, key=jax.random.fold_in(key, 0), slots=w.thought_tokens, **how)
-    answers = respond(
-        engine,
-        prepared,
-        bare,
-        policy,
-        key=jax.random.fold_in(key, 1),
-        slots=w.answer_tokens,
-        indices=benign,
-        **how,
-    )
+    thoughts = sampled(asked, 0, settings.thought_tokens)
+    answers = dict(zip(benign, sampled(bare, 1, settings.answer_tokens, benign), strict=True))
     on_batch(len(bare) - len(benign))
-    answered = {i: response.text for i, (response,) in zip(benign, answers, strict=True)}
     openings = [OPENINGS[i] for i in _drawn(config, len(asked))]
-    return [
-        Texts(opening + response.text, answered.get(i))
-        for i, (opening, (response,)) in enumerate(zip(openings, thoughts, strict=True))
-    ]
+    pairs = zip(openings, thoughts, strict=True)
+    return [Texts(opening + thought, answers.get(i)) for i, (opening, thought) in enumerate(pairs)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    row: PromptRow  # with the model's answer
+    thought: str
+    fault: str  # the reason for dropping it, or empty
 
 
 def _keep(
     config: Config, policy: Policy, chosen: PromptSet, texts: Sequence[Texts], dump: pathlib.Path
 ) -> tuple[warmup.Material, collections.Counter[str]]:
-    """Return the material, and the number of prompts left out for each reason."""
-    control, most = control_texts(policy.tokenizer), warmup.most_tokens(config, policy)
-    kept, rows, thoughts, lines = [], [], [], []
-    left_out: collections.Counter[str] = collections.Counter()
-    for i, (row, written) in enumerate(zip(chosen.rows, texts, strict=True)):
-        thought = whole_sentences(written.thought, most=1)
-        answer = "" if written.answer is None else whole_sentences(written.answer)
-        own = dataclasses.replace(row, answer=answer)
-        why = _fault("thought", thought, control)
-        why = why or ("" if written.answer is None else _fault("answer", answer, control))
-        why = why or _too_long(own, thought, config, policy, most)
-        lines.append({**_shown(row), "thought": thought or written.thought, "answer": answer, "left_out": why})
-        if why:
-            left_out[why] += 1
-            continue
-        kept.append(i)
-        rows.append(own)
-        thoughts.append(thought)
-    output.write(dump, "".join(json.dumps(line) + "\n" for line in lines))
-    labels = {chosen.rows[i].label for i in kept}
-    if len(kept) < config.warmup.batch or len(labels) < len({row.label for row in chosen.rows}):
+    """Return the training data, and the number of dropped prompts by reason."""
+    pairs = zip(chosen.rows, texts, strict=True)
+    examples = [_example(row, written, config, policy) for row, written in pairs]
+    output.write(dump, "".join(json.dumps(_shown(example)) + "\n" for example in examples))
+    dropped = collections.Counter(example.fault for example in examples if example.fault)
+    kept = [i for i, example in enumerate(examples) if not example.fault]
+    if len(kept) < config.warmup.batch or {*chosen.label[kept]} != {*chosen.label}:
         raise ValueError(
-            f"warmup.source='self': of {len(chosen)} prompts, {len(kept)} have texts of use "
-            f"({dict(left_out.most_common())}); {dump} has them all. Expected at least warmup.batch="
-            f"{config.warmup.batch}, of each label; raise warmup.max_examples or thought_tokens, lower "
-            "warmup.temperature, or set warmup.source=texts"
+            f"warmup.source='self': {len(kept)} of {len(chosen)} prompts have usable texts "
+            f"({dict(dropped.most_common())}); see {dump}. Expected at least warmup.batch={config.warmup.batch}, and "
+            "some of each label. Raise warmup.max_examples or warmup.thought_tokens, lower warmup.temperature, or set "
+            "warmup.source=texts"
         )
-    picked = dataclasses.replace(
-        chosen, rows=tuple(rows), tails=tuple(chosen.tails[i] for i in kept), label=chosen.label[np.array(kept)]
-    )
-    return warmup.material(picked, thoughts, config, policy), left_out
+    rows = tuple(examples[i].row for i in kept)
+    prompts = dataclasses.replace(chosen.take(kept), rows=rows)
+    return warmup.material(prompts, [examples[i].thought for i in kept], config, policy), dropped
 
 
-def _fault(what: str, text: str, control: Sequence[str]) -> str:
-    """Why a text would teach something else than it is for; empty if it would not."""
+def _example(row: PromptRow, texts: Texts, config: Config, policy: Policy) -> _Example:
+    control = control_texts(policy.tokenizer)
+    thought = whole_sentences(texts.thought, limit=1)
+    answer = "" if texts.answer is None else whole_sentences(texts.answer)
+    fault = _fault("thought", thought, control)
+    if not fault and texts.answer is not None:
+        fault = _fault("answer", answer, control)
+    row = dataclasses.replace(row, answer=answer)
+    if not fault:
+        fault = _too_long(row, thought, config, policy)
+    return _Example(row, thought, fault)
+
+
+def _fault(name: str, text: str, control: Sequence[str]) -> str:
+    """Return why a text would teach a wrong format; empty if it would not."""
     if not text:
-        return f"{what} has no end"
+        return f"{name} without an end"
     if len(text.split()) < _FEWEST_WORDS:
-        return f"{what} too short"
+        return f"{name} too short"
     if any(token in text for token in (*TAG_TEXTS, *control)):
-        return f"{what} has tags"
-    if _copies(text):
-        return f"{what} repeats its instruction"
+        return f"{name} with tags"
+    if _repeats_instruction(text):
+        return f"{name} repeats its instruction"
     if refusal_oracle(f"<answer>{text}</answer>".encode()):
-        return f"{what} refuses"
+        return f"{name} refuses"
     return ""
 
 
-def _copies(text: str) -> bool:
-    """Whether it repeats the template's instruction or the request for it."""
+def _repeats_instruction(text: str) -> bool:
     words = " ".join(text.casefold().split())
     return hacking.signs(text).echo or any(part in words for part in ("do not answer", "in one sentence"))
 
 
-def _too_long(row: PromptRow, thought: str, config: Config, policy: Policy, most: int) -> str:
-    """Its texts may have more tokens when they are read than they had when they were sampled."""
+def _too_long(row: PromptRow, thought: str, config: Config, policy: Policy) -> str:
+    """Return a fault if the response has too many tokens: encoding a text again can give more than were sampled."""
     (responses,) = warmup.possible_responses([row], [thought], config)
-    return "response too long" if max(map(len, sft.encode_responses(responses, policy.tokenizer, 0))) > most else ""
+    tokens = max(map(len, sft.encode_responses(responses, policy.tokenizer, 0)))
+    return "response too long" if tokens > warmup.most_tokens(config, policy) else ""
 
 
-def whole_sentences(text: str, most: int | None = None) -> str:
-    """Return the first paragraph of a sampled text up to its last whole sentence, of at most ``most``; may be empty."""
-    paragraph = text.strip().split("\n\n")[0]
-    line = " ".join(paragraph.split())
-    ends = [match.end() for match in _SENTENCE_END.finditer(line)][:most]
+def whole_sentences(text: str, limit: int | None = None) -> str:
+    """Return the complete sentences at the start of a text's first paragraph, at most ``limit``; may be empty."""
+    line = " ".join(text.strip().split("\n\n")[0].split())
+    ends = [match.end() for match in _SENTENCE_END.finditer(line)][:limit]
     return line[: ends[-1]] if ends else ""
 
 
-def _shown(row: PromptRow) -> dict[str, Any]:
-    return {**row.to_json(), "label": LABELS[row.label]}
+def _shown(example: _Example) -> dict[str, Any]:
+    row = example.row
+    texts = {"thought": example.thought, "answer": row.answer, "dropped": example.fault}
+    return {**row.to_json(), "label": LABELS[row.label], **texts}

@@ -1,7 +1,7 @@
-"""The format warm-up of a run: the prompts it takes and the responses it teaches.
+"""The format warm-up's training data: prompts and the responses to them.
 
-Its texts are this project's sentences and the rows' answers (``warmup.source="texts"``), or the model's own
-(``"self"``, made by ``own_texts``). Either way refusals are drawn at one rate for both labels, afresh every step.
+With ``warmup.source="texts"`` a response is made of fixed sentences and the row's answer, with ``"self"`` of texts that
+the model has written (``own_texts``). Refusals are drawn at one rate for both labels, again at every step.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from alphaalign_jax.train.sft import Responses
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What a warm-up learns from.
+    """Training data of a warm-up.
 
     Attributes:
-      prompts: under the template; their rows bring the answers.
-      thoughts: what each row's reasoning says before its verdict; empty: nothing.
+      prompts: prompts under the template; their rows hold the answers.
+      thoughts: text before the verdict in each row's reasoning; an empty tuple if there is none.
       longest: tokens of the longest response.
     """
 
@@ -35,7 +35,7 @@ class Material:
     longest: int
 
     def responses(self, config: Config) -> Responses:
-        """Return the responses that ``Supervised.train`` learns."""
+        """Return the function that gives ``Supervised.train`` its responses."""
 
         def of(index, step):
             rows = [self.prompts.rows[i] for i in index]
@@ -45,13 +45,13 @@ class Material:
 
 
 def prompts(train: PromptSet, config: Config) -> PromptSet:
-    """The training prompts that the warm-up learns from."""
+    """Return the training prompts that the warm-up uses."""
     count = config.warmup.max_examples
     return train.subset(count, config.seed) if count else train
 
 
 def material(chosen: PromptSet, thoughts: Sequence[str], config: Config, policy: Policy) -> Material:
-    """Return ``chosen`` prompts with what they are answered by.
+    """Return training data for the ``chosen`` prompts.
 
     Raise ValueError for a response that cannot be trained on.
     """
@@ -66,7 +66,7 @@ def possible_responses(rows: Sequence[PromptRow], thoughts: Sequence[str], confi
 
 
 def longest(train: PromptSet, config: Config, policy: Policy) -> int:
-    """Tokens of the longest response that the warm-up may learn, before it is known which texts it has.
+    """Return a bound on the tokens of a response, known before any text is sampled.
 
     Raise ValueError for a response that cannot be trained on.
     """
@@ -84,7 +84,7 @@ def longest(train: PromptSet, config: Config, policy: Policy) -> int:
 
 
 def most_tokens(config: Config, policy: Policy) -> int:
-    """Tokens of the longest response that is made of the model's own texts: longer ones are left out."""
+    """Return the token limit of a response made of the model's own texts; longer ones are dropped."""
     verdicts = (COMPLY_VERDICT, REFUSE_VERDICT)
     fixed = (response_text(verdict, answer) for verdict in verdicts for answer in (*GENERAL_ANSWERS, REFUSAL))
     form = max(map(len, sft.encode_responses(list(fixed), policy.tokenizer, 0)))
@@ -99,8 +99,11 @@ def _responses(
     *,
     refusal_rate: float | None = None,
 ) -> list[str]:
-    """Responses to ``rows``, one batch or all: each ``draw`` decides afresh who is refused, so that no decision can be
-    learned by heart. ``refusal_rate``: other than the config's."""
+    """Return responses to ``rows``.
+
+    Each ``draw`` decides again which rows are refused, so that no decision can be memorised.
+    ``refusal_rate``: overrides the config's.
+    """
     is_refusal = lambda text: refusal_oracle(f"<answer>{text}</answer>".encode())
     rate = config.warmup.refusal_rate if refusal_rate is None else refusal_rate
     return [text for _, text in warmup_examples(rows, (config.seed, draw), rate, is_refusal, thoughts)]

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/ceiling.py --config=configs/smollm2_135m.py --seeds=3 [--config.data.train=...]
 
-The limit for a decision that is made from what the model knows: reinforcement learning on these prompts and labels can
-hardly do better than supervised training on them. Prompts are bare questions in the chat template. Two classifiers are
-trained on the training prompts and judged on the held-out ones:
+This bounds what reinforcement learning can reach: with the same model, prompts and labels it can hardly decide better
+than a supervised classifier. Prompts are bare questions in the chat template. Two kinds of classifier are trained on
+the training prompts and evaluated on the held-out ones:
 
     head     the whole network with a value head on the prompt's last token, fine-tuned; as many seeds as asked for
     probe    a logistic regression on the last token's state after --layer of the layers (0: all), which do not change
 
-Both take harmful and benign prompts at equal weight and decide at even odds.
+Both weight harmful and benign prompts equally and decide at probability 0.5.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from alphaalign_jax.types import HARMFUL, LABELS, Array, Prompts
 
 BATCH = 16
 EPOCHS = 3
-RIDGE = 1e-2  # of the probe: on the mean loss, of weights for features of unit variance
+RIDGE = 1e-2  # L2 penalty of the probe, for a mean loss and features of unit variance
 
 
 def logits(network: Network, params: Params, prompts: Prompts) -> Array:
