@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, with every check that can be made before the first compile."""
+"""Build everything a run needs from its config, and check all that can be checked without compiling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from alphaalign_jax.train import memory, objectives, sft, warmup
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run that has been checked and loaded. Only its reward classifier has compiled anything yet."""
+    """A checked and loaded run. Only its reward classifier has compiled anything yet."""
 
     config: Config
     policy: Policy
@@ -42,16 +42,16 @@ class Prepared:
     train_layout: Layout
     engine: Engine
     train: PromptSet
-    validation: PromptSet | None  # training prompts set aside; None without data.validation
+    validation: PromptSet | None  # split off the training prompts; None without data.validation
     heldout: PromptSet
     audit: Audit
     memory: memory.Estimate
-    warmup_slots: int  # tokens of the longest response that the format warm-up may learn; 0 without one
+    warmup_slots: int  # tokens of the longest possible response in the format warm-up; 0 without one
     scorer: AsyncScorer | None
 
     @property
     def looked_at(self) -> PromptSet:
-        """The prompts of the periodic looks, by which the best state is chosen."""
+        """The prompts of the periodic evaluations, whose scores choose the best state."""
         return self.heldout if self.validation is None else self.validation
 
 
@@ -60,13 +60,16 @@ class Rows:
     """The prompts of a run."""
 
     train: list[PromptRow]
-    validation: list[PromptRow]  # set aside from those of data.train
+    validation: list[PromptRow]  # split off the rows of data.train
     heldout: list[PromptRow]
-    audit: Audit  # of all rows of data.train, those set aside included
+    audit: Audit  # of all rows of data.train, validation rows included
 
 
 def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Layout, Layout]:
-    """Training and rollout layout on one mesh, over this machine's devices or those given."""
+    """Return the training and the rollout layout, both on one mesh.
+
+    The mesh spans ``devices`` if given, else the first ``mesh.devices`` of this machine.
+    """
     m = config.mesh
     devices = first_devices(m.devices) if devices is None else devices
     mesh = build_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor, devices=devices)
@@ -77,7 +80,7 @@ def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tupl
 
 
 def read_rows(config: Config) -> Rows:
-    """Read the prompts of a run. Reference answers are read only if something is made of them."""
+    """Read the prompts of a run. Reference answers are read only if the warm-up uses them."""
     sources, ratios = [as_source(entry) for entry in config.data.train], config.data.ratios
     if ratios:
         if len(ratios) != len(sources):
@@ -92,7 +95,7 @@ def read_rows(config: Config) -> Rows:
 
 
 def build_scorer(config: Config) -> AsyncScorer | None:
-    """The reward model, running beside the device. None where it is off or its score is not read."""
+    """Return the asynchronous reward model, or None if it is off or its score is unused."""
     r = config.reward_model
     if r.kind == "none" or config.reward.helpfulness == "off":
         return None
@@ -110,9 +113,10 @@ def build_scorer(config: Config) -> AsyncScorer | None:
 
 
 def open_scorer(config: Config, look: Callable[[str], None] = lambda _: None) -> AsyncScorer | None:
-    """Return the reward model once it has scored a first row. RewardModelError if it fails, on all processes.
+    """Return the reward model once it has scored a first row.
 
-    ``look`` is called about once a second, with what is waited for, and may raise.
+    Raise RewardModelError on all processes if it fails. ``look`` is called about once a second during
+    the wait, with a text that names the wait. It may raise.
     """
     scorer = build_scorer(config)
     if scorer is None:
@@ -126,7 +130,7 @@ def open_scorer(config: Config, look: Callable[[str], None] = lambda _: None) ->
 
 
 def classifier_layout(config: Config, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """How a reward classifier lies on one host's ``devices``, as arguments of it."""
+    """Return the arguments that place a reward classifier on one host's ``devices``."""
     return {
         "mesh": {"fsdp": -1, "tensor": config.reward_model.tensor},
         "devices": devices,
@@ -135,7 +139,7 @@ def classifier_layout(config: Config, devices: Sequence[jax.Device]) -> dict[str
 
 
 def reward_classifier(config: Config) -> str:
-    """The reward model whose weights lie on the devices all the time; empty where there is none."""
+    """Return the reward model whose weights stay on the devices throughout; "" if there is none."""
     r = config.reward_model
     there = r.kind == "classifier" and config.reward.helpfulness != "off" and not r.on_host
     return r.target if there else ""
@@ -149,7 +153,10 @@ def model_path(config: Config) -> pathlib.Path:
 
 
 def kept_model(mirror: buckets.Mirror) -> pathlib.Path | None:
-    """A run's own copy of its models' configs and its tokenizer (``hf.describe_run``); None if it has none yet."""
+    """Return the folder with the run's copy of its model configs and tokenizer; None before it exists.
+
+    ``hf.describe_run`` writes it.
+    """
     folder = mirror.folder / "model"
     return folder if (folder / "config.json").is_file() else None
 
@@ -162,11 +169,14 @@ def prepare(
     *,
     resumes: bool = False,
 ) -> Prepared:
-    """Open the reward model, read data and model, build layouts. ValueError for anything that cannot work.
+    """Open the reward model, read the data and the model, and build the layouts.
 
-    Raises RewardModelError for a reward model that fails on a first row. ``look``: as for ``open_scorer``. ``say`` is
-    called with what may not fit in memory. A run that ``resumes`` reads neither ``model.path`` nor ``critic.path``: its
-    weights are in its checkpoint, everything else in its folder.
+    A run that ``resumes`` reads neither ``model.path`` nor ``critic.path``: its weights are in its
+    checkpoint, and everything else is in its folder. ``look``: as for ``open_scorer``. ``say`` is called
+    with a warning if memory may be too small.
+
+    Raise ValueError for a config that cannot work, and RewardModelError if the reward model fails on a
+    first row.
     """
     mirror = mirror or buckets.Mirror(config.location)
     train_layout, rollout_layout = layouts(config)
@@ -198,7 +208,7 @@ def prepare(
         sampled = rollout_network(config, policy.spec)
         how = InFlight.of(config.rollout)
         engine = Engine(sampled, rollout_layout, policy.verifiers, policy.stop_ids, in_flight=how)
-        undo.pop_all()  # the reward model is the run's from here on
+        undo.pop_all()  # from here on the run owns the reward model and closes it
     return Prepared(
         config=config,
         policy=policy,
@@ -223,9 +233,9 @@ def open_policy(config: Config, path: pathlib.Path) -> Policy:
 
 
 def tokenized_sets(config: Config, policy: Policy, rows: Rows) -> dict[str, PromptSet]:
-    """Return the prompts under the names of the fields of ``rows``, tokenized with one shared prefix.
+    """Tokenize the prompts with one shared prefix. Return the sets by the field names of ``rows``.
 
-    Without ``data.validation`` there is no set of that name.
+    Without ``data.validation`` there is no "validation" set.
     """
     d = config.data
     validation = {"validation": rows.validation} if rows.validation else {}
@@ -243,7 +253,7 @@ def tokenized_sets(config: Config, policy: Policy, rows: Rows) -> dict[str, Prom
 def memory_estimator(
     spec: ModelSpec, critic: Network | None, layouts: tuple[Layout, Layout], sizes: memory.Sizes
 ) -> Callable[[Config], memory.Estimate]:
-    """Return the function that estimates the memory of a config like the one that was prepared."""
+    """Return a function that estimates memory for variants of the prepared config."""
 
     def made(config: Config) -> memory.Estimate:
         reward = reward_classifier(config)
@@ -255,20 +265,20 @@ def memory_estimator(
 
 
 def actor_network(config: Config, spec: ModelSpec, head: str = "lm") -> Network:
-    """The policy's network as the trainer runs it; with another ``head``, the critic's."""
+    """Return the policy's network for training; with ``head="value"``, a critic's."""
     m = config.model
     return Network(spec, head, dtype=m.dtype, remat=m.remat, attention=m.attention)
 
 
 def rollout_network(config: Config, spec: ModelSpec) -> Network:
-    """The policy's network as the sampler runs it."""
+    """Return the policy's network for sampling."""
     m = config.model
     how = dict(scan=config.rollout.scan_layers, attention=m.attention)
     return Network(spec, dtype=m.rollout_dtype, remat="none", **how)
 
 
 def load_params(prepared: Prepared) -> Params:
-    """The initial policy, float32, in the training layout."""
+    """Load the initial policy, float32, in the training layout."""
     return hf.load(prepared.policy.path, network=prepared.actor, layout=prepared.train_layout)[1]
 
 
@@ -291,16 +301,17 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
 
 
 def _check_slices(config: Config, prompts: PromptSet, layout: Layout) -> None:
-    """Slices of a gradient divide over the mesh, and the longest batch fits them."""
+    """Raise ValueError unless gradient slices divide over the mesh and hold the longest batch."""
     r, a = config.rollout, config.algorithm
     slots = prompts.slots() + r.group * r.max_new_tokens
     objectives.micro_batch(a, r.prompts // a.minibatches, slots, layout.size("batch"))
 
 
 def critic_network(config: Config, policy: ModelSpec, kept: pathlib.Path | None = None) -> Network:
-    """The critic's network: its own body, or the policy's, cut to ``critic.num_layers``.
+    """Return the critic's network.
 
-    ``kept``: a resumed run's ``kept_model``.
+    Its body is that of ``critic.path`` or else the policy's, cut to ``critic.num_layers``.
+    ``kept``: the ``kept_model`` of a resumed run.
     """
     own = config.critic.path and kept and (kept / hf.CRITIC_CONFIG).is_file()
     spec = policy
@@ -323,7 +334,10 @@ def critic_network(config: Config, policy: ModelSpec, kept: pathlib.Path | None 
 
 
 def critic_params(prepared: Prepared, policy_params: Params) -> Params | None:
-    """The critic before its first step: a body with a value head of zeros."""
+    """Return the critic's initial weights, None without a critic.
+
+    The body is loaded from ``critic.path`` or copied from the policy; the value head is zeros.
+    """
     network, layout = prepared.critic, prepared.train_layout
     if network is None:
         return None

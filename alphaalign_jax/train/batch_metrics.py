@@ -10,7 +10,10 @@ from alphaalign_jax.types import BENIGN, Array, Rollout, Scores, TrainBatch
 
 
 def batch_metrics(batch: TrainBatch, rollout: Rollout, scores: Scores, truncated: Array) -> Metrics:
-    """Return metrics under verl's names, with refusals by label and the format. ``truncated`` bool [B, G]."""
+    """Return metrics under verl's names, plus refusal rates by label and the format rate.
+
+    ``truncated`` bool [B, G].
+    """
     harmful = jnp.broadcast_to(batch.prompts.label[:, None] != BENIGN, scores.refusal.shape)
     known = ~jnp.isnan(scores.reward)
     length = rollout.length.astype(jnp.float32)
@@ -36,7 +39,7 @@ def batch_metrics(batch: TrainBatch, rollout: Rollout, scores: Scores, truncated
 
 
 def _spread(name: str, values: Array, mask: Array) -> Metrics:
-    """Mean, max and min where ``mask``; 0 each where it is empty."""
+    """Return the mean, max and min of the values in ``mask``; each is 0 if the mask is empty."""
     kept = mask.astype(bool)
     extreme = lambda pick, other: jnp.where(kept.any(), pick(jnp.where(kept, values, other)), 0.0)
     return {

@@ -1,6 +1,6 @@
-"""Curves over the steps of a run, drawn with characters.
+"""Draw curves over the steps of a run as text.
 
-ASCII alone, so that a log file or a terminal without UTF-8 shows them too.
+The charts are plain ASCII, so that log files and terminals without UTF-8 can show them.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 
 import rich.text
 
-ROWS = 9  # an odd number, so that 50 % has a row of its own
+ROWS = 9  # odd, so that 50 % has its own row
 COLUMNS = 64
-_STEP_COLUMNS = 6  # columns of one step, at most: two steps stretched over the whole width would look like a long one
+_STEP_COLUMNS = 6  # maximum columns of a step: two steps over the full width would look like a long run
 _MARGIN = 7  # "100 % |"
 _BOTH = "*"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A share by step.
+    """A share for each step.
 
     Attributes:
-      glyph: the one character it is drawn with.
-      style: its colour, as rich names it.
-      values: between 0 and 1, one a step; None for a step that has none.
+      glyph: one character, which draws the curve.
+      style: a colour name of rich.
+      values: a number from 0 to 1 for each step; None if a step has no value.
     """
 
     name: str
@@ -35,10 +35,11 @@ class Curve:
 
 
 def draw(curves: Sequence[Curve], *, width: int = _MARGIN + COLUMNS) -> list[rich.text.Text]:
-    """Return the lines of a chart of 0 to 100 % over the steps, which are counted from 1: the plot, its axis, a legend.
+    """Return the lines of a chart: the plot, its axis and a legend.
 
-    ``width``: columns of the terminal. With more steps than columns, a column is the mean of its steps. Curves without
-    any value are left out; without any curve there are no lines.
+    The chart shows 0 to 100 % over the steps, which count from 1. If there are more steps than columns,
+    each column shows the mean of its steps. Curves without values are omitted; without any curve the
+    result is []. ``width``: columns of the terminal.
     """
     curves = [curve for curve in curves if any(value is not None for value in curve.values)]
     if not curves:
@@ -66,7 +67,10 @@ def _joined(cells: Sequence[rich.text.Text]) -> rich.text.Text:
 
 
 def _means(values: Sequence[float | None], steps: int, columns: int) -> list[float | None]:
-    """Return the mean of the steps that fall into each column; a step may also be several columns wide."""
+    """Return the mean of the steps in each column, None if none has a value.
+
+    A step may also be several columns wide.
+    """
     means = []
     for column in range(columns):
         first = column * steps // columns
@@ -77,7 +81,7 @@ def _means(values: Sequence[float | None], steps: int, columns: int) -> list[flo
 
 
 def _ticks(steps: int, columns: int) -> str:
-    """Return the numbers of the first, a middle and the last step, under their columns, as far as there is room."""
+    """Return the axis labels: the first, middle and last step, each under its column if there is room."""
     line = "1"
     middle = (steps + 1) // 2
     for step in sorted({middle, steps} - {1}):
