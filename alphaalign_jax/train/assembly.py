@@ -1,4 +1,4 @@
-"""Build everything a run needs from its config, and check all that can be checked without compiling."""
+"""Build everything a run needs from its config, and check it before anything is compiled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Rows:
     train: list[PromptRow]
     validation: list[PromptRow]  # split off the rows of data.train
     heldout: list[PromptRow]
-    audit: Audit  # of all rows of data.train, validation rows included
+    audit: Audit  # covers every row of data.train, validation rows included
 
 
 def layouts(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Layout, Layout]:
@@ -153,9 +153,9 @@ def model_path(config: Config) -> pathlib.Path:
 
 
 def kept_model(mirror: buckets.Mirror) -> pathlib.Path | None:
-    """Return the folder with the run's copy of its model configs and tokenizer; None before it exists.
+    """Return the run's copy of its model configs and tokenizer, None if it has none yet.
 
-    ``hf.describe_run`` writes it.
+    ``hf.describe_run`` writes this folder.
     """
     folder = mirror.folder / "model"
     return folder if (folder / "config.json").is_file() else None

@@ -81,7 +81,7 @@ def _means(values: Sequence[float | None], steps: int, columns: int) -> list[flo
 
 
 def _ticks(steps: int, columns: int) -> str:
-    """Return the axis labels: the first, middle and last step, each under its column if there is room."""
+    """Return the axis labels: the first, middle and last step, each under its column if it fits."""
     line = "1"
     middle = (steps + 1) // 2
     for step in sorted({middle, steps} - {1}):

@@ -1,5 +1,8 @@
-"""A run's checkpoints: one Orbax step holds the whole training state, written atomically and off the critical path,
-and is checked against digests of what was written when it is read."""
+"""Save and restore the checkpoints of a run.
+
+Each checkpoint is one Orbax step with the whole training state. It is written atomically in the
+background, and verified against its saved digests when it is read.
+"""
 
 from __future__ import annotations
 
@@ -32,54 +35,59 @@ from alphaalign_jax.terminal import quiet_libraries
 from alphaalign_jax.train import resumption
 from alphaalign_jax.types import TrainState
 
-# The policy and its average are items of their own, so that either can be read without the rest (``hf.load`` of a run's
-# folder).
+# The policy and its average are separate items, so that ``hf.load`` of a run's folder can read one
+# without the rest.
 _POLICY = ("actor", "average")
 _REST = ("step", "actor_opt", "critic", "critic_opt", "reference", "ahead", "kl_coef")
-# What storage says where it cannot be reached: the checkpoint may be whole, and an older one is not to be taken for it.
+# Storage error codes of an unreachable checkpoint. It may be intact, so the run must not fall back
+# to an older one.
 _UNREACHABLE = ("UNAVAILABLE", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
 class CheckpointError(ExpectedError):
-    """A checkpoint could not be written, or none can be read. What was written before is left as it is."""
+    """A checkpoint could not be written, or none can be read. Earlier checkpoints are untouched."""
 
 
 class _Damaged(Exception):
-    """A checkpoint is not what was written."""
+    """A checkpoint is unreadable or differs from its digests."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run knows beside its arrays, saved with them. The data position and all keys are functions of the step."""
+    """The state of a run apart from its arrays, saved with them.
+
+    The data position and all random keys are functions of the step, so they are not stored.
+    """
 
     config: dict[str, Any]
     inputs: dict[str, str]  # ``provenance.inputs``
     computed_by: dict[str, str]  # ``provenance.computed_by``
-    initial: str  # the weights it began with, the reference's (``provenance.weights_id``)
-    before: dict[str, Any] | None = None  # outcomes at step 0, once they are known
-    seconds: float = 0.0  # that the run has taken
-    evaluated: int = -1  # the last step that was looked at (``looks``); -1: none yet
-    look_at: int = -1  # the step that an alarm wants looked at; -1: none
-    looks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {step, score} of each (``Outcome.score``)
-    best: dict[str, Any] | None = None  # that of the best look so far
+    initial: str  # ``provenance.weights_id`` of the initial weights, which are also the reference
+    before: dict[str, Any] | None = None  # outcomes at step 0; None before that evaluation
+    seconds: float = 0.0  # run time so far
+    evaluated: int = -1  # last step with a periodic evaluation (``looks``); -1: none yet
+    look_at: int = -1  # step at which an alarm requests an evaluation; -1: none
+    # {step, score} of each periodic evaluation (``Outcome.score``).
+    looks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    best: dict[str, Any] | None = None  # {step, score} of the best one so far
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {step, to, reason, lr_scale}
     guards: dict[str, Any] = dataclasses.field(default_factory=dict)  # ``Guards.state``
 
 
 def result_item(config: config_lib.Config) -> str:
-    """Item of a checkpoint that holds the weights of ``TrainState.result``."""
+    """Return the name of the checkpoint item that holds the weights of ``TrainState.result``."""
     return "average" if config.algorithm.ema_decay else "actor"
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state by item of a checkpoint. Only what is there: Orbax has no leaf for None."""
+    """Return the state by checkpoint item, without its None fields: Orbax has no leaf for None."""
     there = lambda names: {name: getattr(state, name) for name in names if getattr(state, name) is not None}
     return there(_POLICY) | {"rest": there(_REST)}
 
 
 @dataclasses.dataclass
 class _Kept(PreservationPolicy):
-    """The newest ``last``, every one of a multiple of ``every`` (0: none), and the best."""
+    """Keep the newest ``last`` checkpoints, all at multiples of ``every`` (0: none), and the best."""
 
     last: int
     every: int
@@ -92,7 +100,7 @@ class _Kept(PreservationPolicy):
 
 
 def _forgiving(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
-    """One that returns what goes wrong in reading: raised, it would leave other processes waiting for this one."""
+    """Make ``handler.restore`` return its errors: if it raised, other processes would wait forever."""
     read = handler.restore
 
     def restore(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +109,7 @@ def _forgiving(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
         except Exception as error:
             return error
 
-    handler.restore = restore  # not of a subclass, for which Orbax knows no arguments
+    handler.restore = restore  # on the instance: Orbax has no arguments registered for a subclass
     return handler
 
 
@@ -109,19 +117,25 @@ class Checkpoints:
     """Training states by step under ``directory``."""
 
     def __init__(self, directory: str | pathlib.Path, settings: config_lib.Checkpoint):
-        """``directory``: one that all processes see, local or ``gs://...``."""
+        """Open ``directory`` if it exists.
+
+        It must be visible to all processes: a local path or ``gs://...``.
+        """
         self.directory = epath.Path(directory if buckets.remote(directory) else buckets.local(directory).absolute())
         self._kept = _Kept(settings.keep, settings.keep_every)
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: dict[int, str] = {}  # steps that cannot be read, and why
-        if buckets.remote(directory):  # what may not be used is found out now
+        if buckets.remote(directory):  # fail now if the bucket cannot be used
             with buckets.saying(str(directory), "used"):
                 self._open()
         elif self.directory.is_dir():
             self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        """The folder is made by the first save, not by a run that is refused."""
+        """Return the Orbax manager, created on first use.
+
+        The first save creates the folder. A run that is rejected before leaves no folder behind.
+        """
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept, create=True, cleanup_tmp_directories=True
@@ -133,14 +147,16 @@ class Checkpoints:
         return self._manager
 
     def steps(self) -> list[int]:
-        """Finished steps that are not known to be damaged, newest first."""
+        """Return the finished steps that are not known to be damaged, newest first."""
         found = () if self._manager is None else self._manager.all_steps()
         return sorted({*found} - {*self._damaged}, reverse=True)
 
     def check(self, config: config_lib.Config, resume: bool, *, extend: bool = False) -> Progress | None:
-        """Raises ValueError unless the folder fits: empty for a new run; for a resumption, this config's checkpoints.
+        """Raise ValueError unless the folder suits the run.
 
-        ``extend``: see ``resumption.check``. Returns the progress of the newest that can be read, None for a new run.
+        It must be empty for a new run, and hold checkpoints of this config when resuming. Return the
+        progress of the newest readable checkpoint, None for a new run. Raise CheckpointError if none can be
+        read. ``extend``: see ``resumption.check``.
         """
         if not resume and self.steps():
             raise ValueError(
@@ -164,13 +180,13 @@ class Checkpoints:
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def save(self, state: TrainState, progress: Progress, *, wait: bool = False) -> bool:
-        """Starts writing ``state`` under its step; a step that is there already is left as it is.
+        """Start saving ``state`` under its step. An existing checkpoint of that step is left unchanged.
 
-        Where an earlier one is still being written nothing is done, and False returned, unless this is to ``wait`` for
-        it: saves must not take longer than the steps between them.
+        Return False, with nothing done, if a save is in progress and ``wait`` is False: a save that takes
+        longer than the steps between two saves must not hold up training.
         """
         manager, step = self._open(), int(state.step)
-        # One answer on all processes: each writes its part.
+        # All processes must decide alike, because each writes its part.
         if not wait and processes.gather_rows(np.asarray(manager.is_saving_in_progress())).any():
             return False
         self.wait()
@@ -186,34 +202,35 @@ class Checkpoints:
         return True
 
     def check_written(self) -> None:
-        """Raises CheckpointError where a write in the background has failed. Waits for none."""
-        # Orbax's own check finds nothing: its thread has taken the error, and gives it to who waits for the thread.
+        """Raise CheckpointError if a background write has failed. Do not wait for a running write."""
+        # Orbax's own check misses the error, which its writer thread raises only in a call that waits.
         if self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being written is whole. Raises CheckpointError where it cannot be."""
+        """Block until the write in progress has finished. Raise CheckpointError if it failed."""
         with self._saying():
             if self._manager is not None:
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for writes under way; after one that failed there is nothing to wait for."""
+        """Wait for writes in progress, ignore their errors, and close the manager."""
         if self._manager is not None:
             with contextlib.suppress(CheckpointError):
                 self.wait()
-            with contextlib.suppress(Exception):  # the same once more
+            with contextlib.suppress(Exception):  # raises the same error again
                 self._manager.close()
 
     @contextlib.contextmanager
     def _saying(self) -> Iterator[None]:
-        """What Orbax and storage raise in writing, as one line that says what is left."""
+        """Turn write errors into a one-line CheckpointError that names the newest checkpoint left."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of a process that is gone: nothing is wrong with the disk
+        except jax.errors.JaxRuntimeError:  # another process is gone; the disk is fine
             raise
         except Exception as error:
-            self._manager.reload()  # it has forgotten those that were to go once this one is written
+            # The manager has already dropped the checkpoints that this save would have replaced.
+            self._manager.reload()
             whole = self.steps()
             left = f"the run can go on from step {whole[0]} with --resume" if whole else "there is none before it"
             reason = _shortened(str(error), 300)
@@ -225,10 +242,11 @@ class Checkpoints:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def restore(self, like: Callable[[int], TrainState]) -> tuple[TrainState, Progress, list[str]]:
-        """The newest state that is as it was written, its progress, and what is to be said of newer ones.
+        """Return the newest intact state, its progress, and messages about damaged checkpoints.
 
-        ``like``: by step, what to restore into (ShapeDtypeStructs with shardings). Newer checkpoints, which are
-        damaged, are renamed, so that the run can write its own. Raises CheckpointError where none can be read.
+        ``like`` maps a step to the structure to restore into: ShapeDtypeStructs with shardings. Damaged
+        checkpoints are renamed, so that the run can save those steps again. Raise CheckpointError if none
+        can be read.
         """
         for step in self.steps():
             try:
@@ -241,10 +259,10 @@ class Checkpoints:
         raise self._nothing_left()
 
     def read(self, step: int, like: TrainState) -> TrainState:
-        """Return the state after ``step``, which was saved before.
+        """Return the saved state after ``step``.
 
-        ``like``: what to restore into, as for ``restore``; fields that are None are not read. Raises CheckpointError if
-        it cannot be read.
+        ``like``: the structure to restore into, with ShapeDtypeStructs as for ``restore``. Its None fields
+        are not read. Raise CheckpointError if the checkpoint cannot be read.
         """
         self.wait()
         try:
@@ -255,7 +273,10 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read ({error})") from error
 
     def _read_meta(self, step: int) -> tuple[Progress, dict[str, str]]:
-        """What is saved beside the arrays, and their digests."""
+        """Return the progress of ``step`` and the digests of its arrays.
+
+        Raise _Damaged if they are unreadable or altered, and ValueError if another version wrote them.
+        """
         meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
         said = meta.pop("sha256", None) if isinstance(meta, dict) else None
         if said is None or said != _sha256(meta):
@@ -277,14 +298,14 @@ class Checkpoints:
         return like.replace(**{name: found[name] for name in found if name != "rest"}, **found.get("rest", {}))
 
     def _restore(self, step: int, **args: Any) -> dict[str, Any]:
-        """Items of a step. Raises _Damaged on all processes where one of them cannot read its part."""
+        """Return items of a step. Raise _Damaged on all processes if any cannot read its part."""
         failed = ""
         try:
             with _quiet():
                 found = {**self._manager.restore(step, args=ocp.args.Composite(**args))}
             failures = [(name, value) for name, value in found.items() if isinstance(value, Exception)]
             failed = f"{failures[0][0]}: {_reason(failures[0][1])}" if failures else ""
-        except Exception as error:  # of a folder that is missing, on all processes alike; or of storage
+        except Exception as error:  # a missing folder, the same on all processes, or a storage error
             failed = _reason(error)
         everywhere = np.flatnonzero(processes.gather_rows(np.asarray(bool(failed))))
         if len(everywhere):
@@ -292,12 +313,12 @@ class Checkpoints:
         return found
 
     def _set_aside(self, step: int) -> list[str]:
-        """Renames the damaged checkpoints, all newer than ``step``; what a person should know of them."""
+        """Rename the damaged checkpoints, all newer than ``step``. Return a message about each."""
         said = []
         for bad, reason in sorted(self._damaged.items(), reverse=True):
             aside = self.directory / f"damaged-{bad}"
             if processes.first():
-                if aside.exists():  # the same step, damaged before
+                if aside.exists():  # the same step was damaged once before
                     aside.rmtree()
                 (self.directory / str(bad)).rename(aside)
             said.append(f"checkpoint {bad} is damaged ({reason}); kept as {aside}, going on from step {step}")
@@ -320,8 +341,11 @@ def _sha256(value: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a checkpoint cannot be read, in one line. Raises the error where it may be whole, and cannot be reached."""
-    text = " ".join(str(error).split())  # whole: what says so may stand at its end
+    """Return, in one line, why a checkpoint cannot be read.
+
+    Raise the error itself if storage is unreachable, because the checkpoint may then be intact.
+    """
+    text = " ".join(str(error).split())  # not shortened yet: the storage code may be at its end
     unreachable = isinstance(error, (MemoryError, PermissionError, ConnectionError, TimeoutError))
     if unreachable or any(word in text for word in _UNREACHABLE):
         raise error
@@ -329,7 +353,10 @@ def _reason(error: Exception) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
-    """In one line. What it was stands at a message's beginning; what the system said of it before its error's code."""
+    """Return an error's text on one line, shortened to about ``length`` characters.
+
+    Keep the beginning, which names the operation, and the system's reason, which precedes its error code.
+    """
     text = " ".join(text.split())
     if len(text) <= length:
         return text
@@ -339,7 +366,7 @@ def _shortened(text: str, length: int) -> str:
 
 @functools.cache
 def _hush() -> None:
-    """Silence Orbax, and writes of tensorstore that a failed one leaves behind, whose event loop is gone."""
+    """Silence Orbax, and tensorstore writes that outlive a failed save and its event loop."""
     quiet_libraries()
     if os.environ.get("ALPHAALIGN_TRACEBACK"):
         return
@@ -349,7 +376,7 @@ def _hush() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Reads of a damaged array that were under way end in tracebacks that nobody can act on."""
+    """Suppress the tracebacks of pending reads of a damaged array: nobody can act on them."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
