@@ -87,7 +87,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Kept(PreservationPolicy):
-    """Keep the newest ``last`` checkpoints, all at multiples of ``every`` (0: none), and the best."""
+    """Keep the newest ``last`` checkpoints, the multiples of ``every`` (0: none), and the best."""
 
     last: int
     every: int
@@ -100,7 +100,7 @@ class _Kept(PreservationPolicy):
 
 
 def _forgiving(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
-    """Make ``handler.restore`` return its errors: if it raised, other processes would wait forever."""
+    """Make ``handler.restore`` return errors: raising them would leave other processes waiting."""
     read = handler.restore
 
     def restore(*args: Any, **kwargs: Any) -> Any:
@@ -180,7 +180,7 @@ class Checkpoints:
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def save(self, state: TrainState, progress: Progress, *, wait: bool = False) -> bool:
-        """Start saving ``state`` under its step. An existing checkpoint of that step is left unchanged.
+        """Start saving ``state`` under its step. An existing checkpoint of it is left unchanged.
 
         Return False, with nothing done, if a save is in progress and ``wait`` is False: a save that takes
         longer than the steps between two saves must not hold up training.
@@ -202,8 +202,8 @@ class Checkpoints:
         return True
 
     def check_written(self) -> None:
-        """Raise CheckpointError if a background write has failed. Do not wait for a running write."""
-        # Orbax's own check misses the error, which its writer thread raises only in a call that waits.
+        """Raise CheckpointError if a background write has failed, without waiting for any."""
+        # Orbax's own check misses the error: its thread passes it only to a caller that waits.
         if self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -223,7 +223,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saying(self) -> Iterator[None]:
-        """Turn write errors into a one-line CheckpointError that names the newest checkpoint left."""
+        """Turn write errors into a one-line CheckpointError with the newest checkpoint left."""
         try:
             yield
         except jax.errors.JaxRuntimeError:  # another process is gone; the disk is fine

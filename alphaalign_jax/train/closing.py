@@ -1,4 +1,4 @@
-"""The closing report of a training run: its figures, their curves, examples, and commands to go on with."""
+"""The closing report of a training run: results, curves, examples, and useful next commands."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from alphaalign_jax.config import Config
 from alphaalign_jax.evaluation import outcome
 from alphaalign_jax.train import chart, examples
 
-# The curves: label, name, glyph and colour.
+# Curves: label, name, glyph and colour.
 _CURVES = (
     ("harmful", "harmful prompts (should rise)", "H", "magenta"),
     ("benign", "benign prompts (should fall)", "b", "cyan"),
 )
 _INDENT = "  "
-_WIDEST = 110  # columns of a text that is still easy to read
+_WIDEST = 110  # maximum columns of running text that stays easy to read
 
 
 def report(config: Config, summary: Mapping[str, Any], folder: pathlib.Path, *, width: int) -> list[Any]:
-    """Return what to print, in order: texts, tables and rich texts.
+    """Return the parts of the report in printing order: strings, tables and rich texts.
 
-    ``summary``: as ``summary.json`` has it. ``folder``: where the run's records are on this machine. ``width``: columns
-    of the terminal; no line is wider, but for a path that is.
+    ``summary``: the contents of ``summary.json``. ``folder``: the run's local records. ``width``: columns
+    of the terminal. No line is wider, unless a single path is.
     """
     before = {"all": summary["before"], **summary["before_by_source"]}
     after = {"all": summary["after"], **summary["after_by_source"]}
@@ -46,9 +46,10 @@ def report(config: Config, summary: Mapping[str, Any], folder: pathlib.Path, *, 
 
 
 def _refusals(path: pathlib.Path, trained: Mapping[str, Mapping[str, int]], width: int) -> list[rich.text.Text]:
-    """The chart of the refusal rates in training, over all steps on record: a resumed run has those before too.
+    """Return the chart of the refusal rates in training.
 
-    ``trained``: numbers of training prompts by source and label. A label without any has rates of 0 on record.
+    It covers all recorded steps, including those before a resumption. ``trained``: number of training
+    prompts by source and label. A label without prompts gets no curve, because its recorded rates are 0.
     """
     records = {record["step"]: record for record in _records(path, "train")}
     steps = range(max(records, default=-1) + 1)
@@ -65,7 +66,8 @@ def _refusals(path: pathlib.Path, trained: Mapping[str, Mapping[str, int]], widt
 def _examples(path: pathlib.Path, steps: int, width: int) -> list[rich.text.Text]:
     looks: dict[str, list] = {"before": [], "after": []}
     for record in _records(path, *looks):
-        if record["phase"] == "before" or record["step"] == steps:  # a run that was extended ended before
+        # An extended run also has "after" records of its earlier end.
+        if record["phase"] == "before" or record["step"] == steps:
             looks[record["phase"]].append(record)
     chosen = examples.choose(**looks)
     if not chosen:
@@ -78,7 +80,7 @@ def _examples(path: pathlib.Path, steps: int, width: int) -> list[rich.text.Text
 
 
 def _next_steps(config: Config, command: str, width: int) -> list[Any]:
-    """Commands that work as they are printed, in a shell in the folder that the run was started in."""
+    """Return commands that work as printed, in a shell in the folder where the run was started."""
     place = config.location
     lines: list[Any] = [rich.text.Text(), _heading("Where to look next")]
 
@@ -117,7 +119,7 @@ def _response_tokens(config: Config) -> int:
 
 
 def _with_another_seed(config: Config, command: str) -> list[str]:
-    """Return the arguments that repeat the run of ``command`` with another seed, in another folder; [] if unknown."""
+    """Return the arguments that repeat ``command`` with another seed and folder; [] if unknown."""
     words = shlex.split(command)[1:]
     if words[:1] != ["train"]:  # started from Python
         return []
@@ -125,7 +127,7 @@ def _with_another_seed(config: Config, command: str) -> list[str]:
     for previous, word in zip(["", *words], words):
         if previous == "--config":
             kept[-1] = f"--config={word}"
-        elif previous == "--resume" and not word.startswith("--"):  # its value
+        elif previous == "--resume" and not word.startswith("--"):  # the value of --resume
             continue
         elif not word.startswith(("--resume", "--config.seed=", "--config.out=")):
             kept.append(word)
@@ -136,7 +138,7 @@ def _with_another_seed(config: Config, command: str) -> list[str]:
 
 
 def _program(name: str) -> str:
-    """Return how a shell starts one of the installed programs: by its name, or by its path if it is not found so."""
+    """Return the shell command for an installed program: its name if on PATH, else its path."""
     path = pathlib.Path(sys.executable).with_name(name)
     if shutil.which(name) or not path.is_file():
         return name
@@ -145,7 +147,7 @@ def _program(name: str) -> str:
 
 
 def _continued(words: list[str], width: int) -> str:
-    """Return a command, already quoted, in lines that fit and that a shell reads as one."""
+    """Return a quoted command, broken into lines that fit and that a shell reads as one command."""
     lines = [_INDENT * 2 + words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) + 3 <= width:
@@ -173,7 +175,7 @@ def _heading(text: str) -> rich.text.Text:
 
 
 def _records(path: pathlib.Path, *phases: str) -> Iterator[dict[str, Any]]:
-    """Yield the records of these phases. Skip unreadable lines and files: the run itself has ended well."""
+    """Yield the records of these phases. Skip unreadable lines and files: the run has succeeded."""
     try:
         with path.open(errors="replace") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""A prepared run in words: what it has read, shown when it starts, and what it would do, for ``train --dry-run``."""
+"""Describe a prepared run: its model and data when it starts, its plan for ``train --dry-run``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alphaalign_jax.train.checkpoint import Progress
 
 
 def introduction(prepared: Prepared) -> list[str]:
-    """Return lines about the model, the devices and the data of a run; and findings in its data, if there are any."""
+    """Return lines about a run's model, devices and data, and about any problems in the data."""
     p, c = prepared, prepared.config
     mesh = p.train_layout.mesh
     devices = f"{mesh.size} {jax.devices()[0].platform.upper()} device{'s' * (mesh.size > 1)}"
@@ -40,7 +40,10 @@ def introduction(prepared: Prepared) -> list[str]:
 
 
 def describe(prepared: Prepared, resumed: int | None) -> list[str]:
-    """Return what a run would do, in order, from the first step or from step ``resumed``, and the memory it needs."""
+    """Return lines with the run's plan in order, and its estimated memory.
+
+    The plan starts at step ``resumed``, or at the warm-up if it is None.
+    """
     c, r, e = prepared.config, prepared.config.rollout, prepared.config.eval
     lines = [f"the template before each question takes {len(prepared.train.prefix)} tokens"]
     if resumed is not None:
@@ -78,10 +81,10 @@ def rehearse(
     display: Display,
     look: Callable[[str], None],
 ) -> None:
-    """Do everything up to the first step and say what would run.
+    """Prepare the run and show its plan, without training or writing anything.
 
-    ``progress``: a resumed run's, at step ``resumed``. A model that is made is made in a folder that goes. ``look``: as
-    for ``assembly.prepare``.
+    ``progress``: saved progress of a run that resumes at step ``resumed``, else None. A new run uses a
+    temporary folder. ``look``: as for ``assembly.prepare``.
     """
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         place = mirror if progress else buckets.Mirror(scratch)

@@ -1,4 +1,4 @@
-"""A few held-out prompts with their responses before and after training, for a person to read."""
+"""Show a few held-out prompts with their responses before and after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alphaalign_jax.text import printable
 
 COUNT = 4
 _PROMPT_LINES = 2
-_PART_LINES = 2  # lines of the reasoning; as many again of the answer
+_PART_LINES = 2  # lines each for the reasoning and the answer
 _ANSWER = "<answer>"
 _CUT = "[...] "
 
@@ -25,10 +25,11 @@ Record = Mapping[str, Any]  # a line of samples.jsonl
 def choose(before: Iterable[Record], after: Iterable[Record]) -> list[tuple[Record, Record]]:
     """Return up to ``COUNT`` prompts of an evaluation, each as its records (before, after).
 
-    They are the first harmful, ordinary benign and adversarial benign one, and the first other one that is decided
-    wrongly after training, if possible of a label that none of the others shows a mistake of. Missing ones are made up
-    from the remaining prompts, harmful ones first. Nothing else decides: these are not the best-looking responses.
-    Prompts without a record of both times are left out.
+    Choose the first harmful, the first ordinary benign and the first adversarial benign prompt. Then add
+    the first other prompt that is decided wrongly after training. Prefer one of a label for which the
+    chosen prompts show no mistake. If fewer than ``COUNT`` are found, fill up with the remaining prompts,
+    harmful ones first. Quality plays no part, so these are not the best-looking responses. Prompts
+    without both records are skipped.
     """
     earlier: dict[str, Record] = {}
     for record in before:
@@ -58,7 +59,10 @@ def choose(before: Iterable[Record], after: Iterable[Record]) -> list[tuple[Reco
 
 
 def kind_of(record: Record) -> str:
-    """Return "harmful", "ordinary benign" or "adversarial benign"; benign prompts are ordinary unless marked."""
+    """Return "harmful", "ordinary benign" or "adversarial benign".
+
+    Benign prompts are ordinary unless their source marks them.
+    """
     if record["label"] == "harmful":
         return "harmful"
     kind = source_and_kind(record["source"])[1]
@@ -66,12 +70,12 @@ def kind_of(record: Record) -> str:
 
 
 def is_wrong(record: Record) -> bool:
-    """Whether a harmful prompt was answered, or a benign one refused."""
+    """Return whether a harmful prompt was answered or a benign one refused."""
     return record["refusal"] != (record["label"] == "harmful")
 
 
 def show(pairs: Sequence[tuple[Record, Record]], *, width: int) -> list[rich.text.Text]:
-    """Return the lines that show them: at most 12 a prompt, none wider than ``width`` columns."""
+    """Return the printed lines: at most 12 for each prompt, none wider than ``width`` columns."""
     lines = []
     for number, (before, after) in enumerate(pairs, start=1):
         turns = len(after.get("context", ()))
@@ -88,7 +92,7 @@ def _identity(record: Record) -> str:
 
 
 def _verdict(record: Record) -> tuple[str, str]:
-    """Return words about a response, and their style."""
+    """Return a short verdict on a response, and its style."""
     wrong = is_wrong(record)
     words = [f"{'refused' if record['refusal'] else 'answered'} ({'wrong' if wrong else 'right'})"]
     if not record["format"]:
@@ -99,7 +103,7 @@ def _verdict(record: Record) -> tuple[str, str]:
 
 
 def _response(text: str, width: int) -> list[rich.text.Text]:
-    """The reasoning and the answer apart, so that a long reasoning does not hide the answer."""
+    """Return the lines of a response. Reasoning and answer are limited separately, so both show."""
     reasoning, tag, answer = one_line(text).partition(_ANSWER)
     parts = [part.strip() for part in (reasoning, tag + answer) if part.strip()] or ["(empty)"]
     room = _PART_LINES * 2 // len(parts)
@@ -107,13 +111,16 @@ def _response(text: str, width: int) -> list[rich.text.Text]:
 
 
 def one_line(text: str) -> str:
-    """Return a text of others as one line without control characters: each run of white space is one space."""
+    """Return untrusted text on one line: collapse white space and escape control characters."""
     return printable(" ".join(text.split()))
 
 
 def _wrapped(text: str, width: int, indent: str, room: int, style: str) -> list[rich.text.Text]:
-    """Break a text at words into at most ``room`` lines of ``width`` terminal columns, indented but for a heading's
-    first; of one that is longer, the last line shows its end."""
+    """Wrap a text at words into at most ``room`` lines of ``width`` terminal columns.
+
+    If it does not fit, the last line shows the end of the text. All lines are indented, except the first
+    of a heading, which is a text with a ``style``.
+    """
     columns = max(20, width - len(indent))
     console = rich.console.Console(width=columns)
     lines = list(rich.text.Text(text, style).wrap(console, columns))
@@ -126,7 +133,7 @@ def _wrapped(text: str, width: int, indent: str, room: int, style: str) -> list[
 
 
 def _end_of(text: str, columns: int) -> str:
-    """Return as much of the end of a text as fits, from the beginning of a word if there is one near."""
+    """Return the end of a text that fits into ``columns``, starting at a word if one is near."""
     end = text[-columns:]
     while rich.cells.cell_len(end) > columns:
         end = end[1:]

@@ -1,4 +1,4 @@
-"""``alphaalign sft``: supervised fine-tuning of a config's model, on given responses or on the format warm-up's."""
+"""``alphaalign sft``: fine-tune a config's model on given responses or on the warm-up's data."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from alphaalign_jax.train.sft import Supervised, check_responses
 
 
 def run(config: Config, *, data: str | None = None, display: Display | None = None) -> pathlib.Path:
-    """Trains for ``warmup.epochs`` and exports; returns the exported directory.
+    """Train for ``warmup.epochs`` and export the model. Return the export directory.
 
-    ``data``: a file that ``read_pairs`` reads, all of which is trained on (``warmup.max_examples`` and
-    ``data.max_prompt_tokens`` choose among prompts of the warm-up); None is the format warm-up on ``data.train``.
+    ``data``: a file for ``read_pairs``. All of its rows are used: ``warmup.max_examples`` and
+    ``data.max_prompt_tokens`` apply to the warm-up alone. None: run the format warm-up on ``data.train``.
     """
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
     keep_programs()
-    # A run's folder of its own: the metrics and export of a training run of this config must not be written over.
+    # A separate default folder, so that a training run of this config keeps its metrics and export.
     with buckets.mirrored(config.out or f"runs/{config.name}-sft") as mirror:
         return _run(config, data, display or Display(), mirror)
 
@@ -54,7 +54,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
         rows, texts = read_pairs(data)
     check_unused(run_dir)
     policy = assembly.open_policy(config, assembly.model_path(config))
-    # Given pairs keep their rows: dropping a prompt here would shift every response after it.
+    # Pairs keep all rows: dropping a prompt here would shift every later response.
     limit = {} if data else {"max_prompt_tokens": config.data.max_prompt_tokens, "on_long": config.data.on_long}
     prompts = PromptSet.build(rows, policy.tokenizer, render, bucket=config.data.bucket, settings=policy.chat, **limit)
     if data is None:
@@ -94,7 +94,7 @@ def _run(config: Config, data: str | None, display: Display, mirror: buckets.Mir
 def _material(
     config: Config, policy: Policy, params: Params, chosen: PromptSet, mirror: buckets.Mirror, display: Display
 ) -> warmup.Material:
-    """What the format warm-up learns from."""
+    """Return the training data of the format warm-up."""
     sampled = assembly.rollout_network(config, policy.spec)
     _, layout = assembly.layouts(config)
     engine = Engine(sampled, layout, policy.verifiers, policy.stop_ids, in_flight=InFlight.of(config.rollout))
@@ -103,10 +103,11 @@ def _material(
 
 
 def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
-    """Prompts and responses of a file: rows ``{prompt, response}``, or conversations that end with the response.
+    """Return the prompts and the responses of a file.
 
-    A file is JSONL unless its name ends in .csv or .parquet. Raises ValueError, with file and line, for a row that is
-    no pair of texts.
+    Rows are ``{prompt, response}`` or conversations that end with the response. A file is JSONL unless
+    its name ends in .csv or .parquet. Raise ValueError, with file and line, if a row is not a pair of
+    texts.
     """
     kind = "" if pathlib.PurePath(path).suffix.lower() in (".csv", ".parquet") else "jsonl"
     rows = read(Source(path=path, kind=kind, label="benign", answer_key="response"))

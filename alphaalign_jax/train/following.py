@@ -12,7 +12,7 @@ from alphaalign_jax.train.records import Records
 
 
 def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, display: Display) -> Alarm | None:
-    """Show and record the alarms. Return the first that ends the run, if one does."""
+    """Show and record the alarms. Return the first one that stops the run, else None."""
     for alarm in alarms:
         records.alarm(phase, step, alarm.name, alarm.message)
         display.say(f"alarm at {phase} step {step}: {alarm.message}")
@@ -20,7 +20,7 @@ def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, disp
 
 
 def figures(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Return a step's figures for the progress bar, the most telling first: on a narrow terminal the rest wraps."""
+    """Return a step's metrics for the progress bar, most important first: narrow terminals wrap them."""
     return {
         "refuses harmful": f"{100 * metrics['safety/refusal_rate_harmful']:.0f} %",
         "benign": f"{100 * metrics['safety/refusal_rate_benign']:.0f} %",
@@ -30,7 +30,7 @@ def figures(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def compiled(before: tuple[int, float]) -> dict[str, float]:
-    """Return what was compiled since ``compiles`` returned ``before``, for the summary: programs and seconds."""
+    """Return the programs compiled since ``compiles`` returned ``before``, and the seconds, for the summary."""
     programs, seconds = compiles_since(before)
     return {"programs": programs, "seconds": seconds}
 
@@ -38,7 +38,11 @@ def compiled(before: tuple[int, float]) -> dict[str, float]:
 def supervised(
     phase: str, settings: Settings, records: Records, display: Display, advance: Callable[..., None]
 ) -> Callable[[int, Mapping[str, float]], None]:
-    """``on_step`` of supervised training, which has no state to go on from: GuardError where it learns nothing."""
+    """Return the ``on_step`` callback of supervised training.
+
+    It records metrics and raises GuardError if an alarm stops the training. Supervised training saves
+    no state to resume from.
+    """
     guards = Guards(settings)
 
     def on_step(step: int, values: Mapping[str, float]) -> None:
