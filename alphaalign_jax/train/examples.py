@@ -26,10 +26,10 @@ def choose(before: Iterable[Record], after: Iterable[Record]) -> list[tuple[Reco
     """Return up to ``COUNT`` prompts of an evaluation, each as its records (before, after).
 
     Choose the first harmful, the first ordinary benign and the first adversarial benign prompt. Then add
-    the first other prompt that is decided wrongly after training. Prefer one of a label for which the
-    chosen prompts show no mistake. If fewer than ``COUNT`` are found, fill up with the remaining prompts,
-    harmful ones first. Quality plays no part, so these are not the best-looking responses. Prompts
-    without both records are skipped.
+    the first other prompt that is decided wrongly after training, preferably of a label with no mistake
+    among the chosen prompts. If fewer than ``COUNT`` are found, fill up with the remaining prompts, harmful
+    ones first. Quality plays no part, so these are not the best-looking responses. Prompts without both
+    records are skipped.
     """
     earlier: dict[str, Record] = {}
     for record in before:

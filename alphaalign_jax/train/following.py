@@ -20,7 +20,7 @@ def sound(alarms: Sequence[Alarm], phase: str, step: int, records: Records, disp
 
 
 def figures(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Return a step's metrics for the progress bar, most important first: narrow terminals wrap them."""
+    """Return a step's metrics for the progress bar, most important first: the rest may wrap."""
     return {
         "refuses harmful": f"{100 * metrics['safety/refusal_rate_harmful']:.0f} %",
         "benign": f"{100 * metrics['safety/refusal_rate_benign']:.0f} %",
@@ -30,7 +30,7 @@ def figures(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def compiled(before: tuple[int, float]) -> dict[str, float]:
-    """Return the programs compiled since ``compiles`` returned ``before``, and the seconds, for the summary."""
+    """Return the programs and the compile seconds since ``compiles`` returned ``before``."""
     programs, seconds = compiles_since(before)
     return {"programs": programs, "seconds": seconds}
 

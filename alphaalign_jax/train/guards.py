@@ -1,7 +1,7 @@
-"""Alarms about what a run has come to: collapse, reward hacking, figures that a longer run will not mend.
+"""Alarms about a failing run: collapse, reward hacking, and problems that more steps will not fix.
 
-Each watches a figure of the metrics; an alarm is said when it comes on, not at every step that it stays on. Which of
-them end the run is the config's (``guards.stop``).
+Each alarm watches a metric. It is reported when it switches on, not at every step that it stays on. The
+alarms named in ``guards.stop`` end the run.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from alphaalign_jax.errors import ExpectedError
 
 _REWARD, _LENGTH = "critic/score/mean", "response_length/mean"
 _NEEDED, _LEFT_OUT = "reward/needed", "reward/left_out"
-_HANDFUL = 8  # answers below which a share of them says nothing
+_HANDFUL = 8  # fewest answers for a meaningful share of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    name: str  # the setting that holds its limit
+    name: str  # the name of the setting in ``guards`` that holds its limit
     message: str
     stops: bool
 
 
 class GuardError(ExpectedError):
-    """An alarm that ends the run. Its state is saved; the run can go on from there."""
+    """An alarm stopped the run. Reinforcement learning saves its state first, and can resume."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """An alarm where the mean of ``metric`` over the window, or its newest value, is above the setting of its name."""
+    """An alarm that is on while a metric exceeds the setting with the alarm's name."""
 
     metric: str
-    says: str  # with {value}
-    newest: bool = False
+    says: str  # message template with {value}
+    newest: bool = False  # compare the newest value instead of the mean over the window
 
 
 _RULES = {
@@ -53,26 +53,26 @@ _RULES = {
 
 
 class Guards:
-    """Watches a run's metrics. ``state``, plain data, is all that it remembers: a resumed run goes on from it."""
+    """Watch a run's metrics. All memory is in ``state``, plain data that a resumed run restores."""
 
     def __init__(self, settings: Settings, state: Mapping[str, Any] | None = None):
         self.settings = settings
         self.state: dict[str, Any] = {
             "windows": {},  # metric -> its newest values
             "first_length": None,  # mean response length of the run's first window
-            "skipping": 0,  # steps in a row in which an optimizer step was left out
-            "no_format": 0,  # steps in a row without a response in format
-            "no_score": 0,  # steps with benign prompts, in a row, without a score
-            "best": None,  # [score, training reward] of the best look
+            "skipping": 0,  # consecutive steps with a skipped optimizer step
+            "no_format": 0,  # consecutive steps without a response in format
+            "no_score": 0,  # consecutive steps with benign prompts, but without a score
+            "best": None,  # [score, training reward] of the best periodic evaluation
             "on": [],  # alarms that are on
-            "count": {},  # alarm -> times that it came on
+            "count": {},  # alarm -> how often it switched on
             **(state or {}),
         }
-        # One that ended the run is said, and ends it, again: who goes on regardless takes it out of guards.stop.
+        # Re-arm alarms that stop the run: it stops again unless guards.stop no longer names them.
         self.state["on"] = [name for name in self.state["on"] if name not in settings.stop]
 
     def step(self, metrics: Mapping[str, float]) -> list[Alarm]:
-        """Alarms that come on with a training step's metrics."""
+        """Return the alarms that switch on with the metrics of a training step."""
         for metric in {rule.metric for rule in _RULES.values()} | {_REWARD, _LENGTH, _NEEDED, _LEFT_OUT}:
             if metric in metrics and math.isfinite(metrics[metric]):
                 values = [*self.state["windows"].get(metric, []), float(metrics[metric])]
@@ -82,24 +82,31 @@ class Guards:
         return self._coming_on(found | self._nothing(metrics))
 
     def look(self, score: float | None, best: float | None) -> list[Alarm]:
-        """Alarms that come on with the score of a look. ``best``: that of the best look before it, None without."""
+        """Return the alarms that switch on with the score of a periodic evaluation.
+
+        ``best``: the best score before it, None if there is none.
+        """
         if score is None:
             return []
         return self._coming_on({"collapse": self.collapse(score, best)} | self._hacked(score))
 
     def collapse(self, score: float | None, best: float | None) -> str:
-        """Return how far a look's score has fallen, '' if that is no collapse."""
+        """Return a message with both scores if an evaluation's score has collapsed, else ''."""
         limit = self.settings.collapse
         if not limit or score is None or best is None or best - score <= limit:
             return ""
         return f"the score of a look fell from {best:.2f}, the best, to {score:.2f}"
 
     def go_back(self) -> None:
-        """Forget the steps that led to a state the run has left."""
+        """Forget the steps before a rollback: they led to a state that the run has left."""
         self.state |= {"windows": {}, "on": [], "skipping": 0, "no_format": 0, "no_score": 0}
 
     def _hacked(self, score: float) -> dict[str, str]:
-        """Judge whether the score of looks falls while the training reward is up."""
+        """Return the "heldout" alarm: on if evaluations get worse while the training reward rises.
+
+        Both are compared with the best evaluation. Return {} if the reward's window is not full or the
+        limit ``guards.heldout`` is 0.
+        """
         reward, limit = self._mean(_REWARD), self.settings.heldout
         if reward is None or not limit:
             return {}
@@ -124,7 +131,10 @@ class Guards:
         return f"in {steps} steps in a row a loss or gradient was no finite number"
 
     def _unscored(self) -> str:
-        """Judge the newest step, or as many of the newest as it takes to have a handful of answers."""
+        """Return the message if too few answers were scored, else ''.
+
+        Go back through the window only until ``_HANDFUL`` answers are found.
+        """
         needed = left_out = 0
         windows = (reversed(self.state["windows"].get(name, [])) for name in (_NEEDED, _LEFT_OUT))
         for answers, without in zip(*windows, strict=True):
@@ -138,14 +148,14 @@ class Guards:
         return f"the reward model could not score {left_out / needed:.0%} of the answers"
 
     def _nothing(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Judge whether anything was in format, and scored: only of what the step had."""
+        """Return the "no_format" and "no_score" alarms, each only if the step has its metrics."""
         found = {}
         if "safety/format_rate" in metrics:
             says = "nothing is in format, and no response earns the format's reward; a warm-up teaches it"
             steps = self._in_a_row("no_format", metrics["safety/format_rate"] == 0)
             limit = self.settings.no_format
             found["no_format"] = f"{says} (warmup.epochs)" if limit and steps >= limit else ""
-        if metrics.get("reward/benign"):  # none in a step of harmful prompts, or if the reward is off
+        if metrics.get("reward/benign"):  # 0 if all prompts are harmful or the reward is off
             failed = metrics["reward/unscorable"]
             why = f"the reward model failed on all {failed:.0f} answers" if failed else "none had an answer"
             says = f"nothing was scored: of the {metrics['reward/benign']:.0f} responses to benign prompts {why}"
@@ -155,7 +165,7 @@ class Guards:
         return found
 
     def _in_a_row(self, name: str, happened: bool) -> int:
-        """Count the steps in a row in which something has happened, this one included."""
+        """Update and return the number of consecutive steps, this one included, with an event."""
         self.state[name] = self.state[name] + 1 if happened else 0
         return self.state[name]
 
@@ -169,12 +179,15 @@ class Guards:
         return f"responses are {times:.1f} times as long as at the start" if limit and times > limit else ""
 
     def _mean(self, metric: str) -> float | None:
-        """Over the window; None before it is full."""
+        """Return the mean of a metric over the window, None before the window is full."""
         values = self.state["windows"].get(metric, [])
         return sum(values) / len(values) if len(values) >= self.settings.window else None
 
     def _coming_on(self, found: Mapping[str, str]) -> list[Alarm]:
-        """``found``: the message of each alarm that is judged now, empty where it is off."""
+        """Return the alarms that switch on now, and update the state.
+
+        ``found``: the message of each alarm judged now, '' if it is off.
+        """
         alarms = []
         for name, message in found.items():
             if message and name not in self.state["on"]:

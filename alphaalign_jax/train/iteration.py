@@ -1,6 +1,7 @@
 """One step of reinforcement learning.
 
-Rollout, verdicts, reward model beside the scoring pass, advantages, critic, actor.
+The order is: rollout, verdicts, scoring pass (the reward model runs at the same time), advantages,
+critic update, actor update.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from alphaalign_jax.types import BENIGN, Array, Prompts, Rollout, Scores, TrainB
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A step's responses, judged, with the reward model at work on them."""
+    """A step's verified responses, with their reward-model scores pending."""
 
     index: np.ndarray  # int [B], rows of the training set
     prompts: Prompts
-    rollout: Rollout  # cut to the bucket of its longest response
+    rollout: Rollout  # trimmed to the bucket of its longest response
     verdict: Verdict
     responses: list[list[Response]]  # B x G
     pending: tuple[ScoreFuture, list] | None
@@ -48,21 +49,22 @@ class _Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What a step sampled, on the host: for the dump of samples."""
+    """A step's responses and rewards on the host, for the dump of samples."""
 
     index: np.ndarray  # int [B], rows of the training set
     responses: list[list[Response]]  # B x G
-    reward: np.ndarray  # float32 [B, G], NaN where the score that it needs is missing
-    left_out: TrainBatch | None  # what the update read, where an optimizer step on it was left out
+    reward: np.ndarray  # float32 [B, G], NaN if the required score is missing
+    left_out: TrainBatch | None  # the step's batch if an optimizer step on it was skipped
 
 
 class Iteration:
-    """Calls the compiled steps in order. The data position and all keys are functions of the step."""
+    """Run the compiled steps in order. Data position and random keys are functions of the step."""
 
     def __init__(self, prepared: Prepared, key: jax.Array, *, look: Callable[[str], None] = lambda _: None):
-        """``key``: of the rollouts; the step is folded in.
+        """Set up the compiled steps, the prompt order and the sampling.
 
-        ``look`` is called in long waits, with what is waited for: on all processes alike, and may raise.
+        ``key``: random key of the rollouts, into which each step is folded. ``look`` is called in long
+        waits, on all processes alike, with a text that names the wait. It may raise.
         """
         self.p, self.config, self.key, self._look = prepared, prepared.config, key, look
         self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
@@ -73,14 +75,18 @@ class Iteration:
         self.order = PromptOrder(len(prepared.train), r.prompts, self.config.seed, **balance)
         self._prompt_slots = common_slots(prepared.train.slots(), r.group * r.max_new_tokens)
         self._controls = control_texts(prepared.policy.tokenizer)
-        self.gap_checked = False  # sampler and trainer have been compared, in this life or, as they are, before it
-        self._ahead: tuple[int, _Asked] | None = None  # what ``TrainState.ahead`` became, by its step
+        # Sampler and trainer were compared: in this process, or before an unchanged resumption.
+        self.gap_checked = False
+        self._ahead: tuple[int, _Asked] | None = None  # a step, and its responses from ``TrainState.ahead``
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
-        """The state after ``step``, its metrics, and what was sampled. ``state`` is donated once the rewards are in: an
-        error of the reward model, or of ``look``, leaves it usable."""
+        """Return the state after ``step``, its metrics, and its samples.
+
+        ``state`` is donated only after the rewards have arrived, so it survives an error of the reward
+        model or of ``look``.
+        """
         clock = _Clock()
-        # Responses that waited in a checkpoint are an earlier policy's: they say nothing of sampler and trainer.
+        # Restored responses (``ahead``) are an earlier policy's: their gap would mean nothing.
         self.gap_checked |= state.ahead is not None
         with clock("gen"):
             asked, ahead = self._responses(state, step)
@@ -110,7 +116,7 @@ class Iteration:
                 update = self.steps.update_actor
                 actor, first = self.updates(actor, update, batch, label, step, metrics, self.sampling)
                 if self.config.algorithm.old_logprob == "sampler":
-                    # The first mini-batch meets the weights that sampled it: what it sees is the gap, at no cost.
+                    # The first mini-batch runs on the sampling weights, so its shift is the gap.
                     metrics.setdefault("rollout/logprob_gap/mean", first["actor/logprob_shift"])
         state = TrainState(
             step=self.steps.scalar(step + 1, jnp.int32),
@@ -127,7 +133,7 @@ class Iteration:
         metrics |= hacking.rates(response.text for group in asked.responses for response in group)
         skipped = metrics.get("actor/skipped", 0) + metrics.get("critic/skipped", 0)
         if asked.pending is not None:
-            # All of it; reward_wait is what the device did not hide.
+            # Total time; reward_wait is the part that device work did not hide.
             metrics["timing_s/reward"] = asked.pending[0].seconds
         tokens = (metrics["prompt_length/mean"] + metrics["response_length/mean"]) * verdict.format.size
         metrics["perf/total_num_tokens"] = tokens
@@ -138,22 +144,28 @@ class Iteration:
         return state, metrics, Sampled(asked.index, asked.responses, to_host(scores.reward), left_out)
 
     def _assemble(self, kl_coef: Array, step: int, *known: Any) -> tuple[TrainBatch, Scores, dict[str, Any], Array]:
-        """``Steps.assemble``; the coefficient waits until the policy can move: until then a KL of 0 means nothing."""
+        """Run ``Steps.assemble``, but keep the KL coefficient fixed until the actor's first update.
+
+        Until then the policy cannot move, and a KL of 0 means nothing.
+        """
         batch, scores, metrics, updated = self.steps.assemble(kl_coef, *known)
         if step < self.steps.actor_from and "actor/kl_coef" in metrics:
             updated = metrics["actor/kl_coef"] = kl_coef
         return batch, scores, metrics, updated
 
     def _average(self, average: Any, actor: Any, actor_opt: Any) -> Any:
-        """Return the moving average with the actor's new weights in it; None if the run keeps none."""
+        """Return the moving average updated with the actor's new weights, None without an average."""
         return None if average is None else self.steps.average(average, actor, optimizer.updates_made(actor_opt))
 
     def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
-        """The step's responses, and with ``rollout.ahead`` the next step's: sampled, and on their way to the reward
-        model, before those of this step are awaited."""
+        """Return the step's responses, and the next step's rollout (None without ``rollout.ahead``).
+
+        The next step's responses are sampled and sent to the reward model before this step awaits its
+        own scores.
+        """
         if self._ahead is not None and self._ahead[0] == step:
             asked = self._ahead[1]
-        else:  # the first step since a start or a resumption
+        else:  # the first step after a start, a resumption or a rollback
             asked = self._ask(step, self._sample(state, step) if state.ahead is None else state.ahead)
         if not self.config.rollout.ahead:
             return asked, None
@@ -162,14 +174,16 @@ class Iteration:
         return asked, rollout
 
     def sampled_anew(self, state: TrainState, step: int) -> TrainState:
-        """Return the state with responses of its own policy for ``step``, where ``rollout.ahead`` keeps some: it takes
-        the place of another state."""
+        """Return a state that replaces another, with its own policy's responses for ``step``.
+
+        Without ``rollout.ahead`` there are none to sample.
+        """
         self._ahead = None
         return state.replace(ahead=self._sample(state, step) if self.config.rollout.ahead else None)
 
     def _prompts(self, step: int) -> tuple[np.ndarray, Prompts]:
         index = self.order.indices(step)
-        # Rows are numbered through the run, so that a prompt met again draws other noise even under an equal step key.
+        # Unique row numbers give a repeated prompt new noise even under an equal step key.
         row = step * len(index) + np.arange(len(index))
         return index, self.p.train.batch(index, slots=self._prompt_slots, row=row)
 
@@ -189,9 +203,10 @@ class Iteration:
         return _Asked(index, prompts, rollout, verdict, responses, self._ask_reward_model(index, responses))
 
     def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
-        """Sends benign questions with their answers; harmful prompts and missing answers have nothing to score.
+        """Send benign questions with their answers to the reward model.
 
-        Each process sends its own rows: every n-th prompt.
+        Return the pending scores and the place (b, g) of each, or None without a reward model. Harmful
+        prompts and missing answers have nothing to score. Each of n processes sends every n-th prompt.
         """
         if self.p.scorer is None:
             return None
@@ -209,9 +224,12 @@ class Iteration:
         return self.p.scorer.submit(questions, answers), places
 
     def _score(self, state: TrainState, prompts: Prompts, rollout: Rollout, step: int) -> dict[str, Array]:
-        """What ``Steps.score`` finds and the update needs; waits for it."""
-        # With the sampler's log-probs as the old ones, the trainer's are needed once before the first update, to see
-        # that they are the same, and while there is no update of the policy to show it.
+        """Return the results of ``Steps.score`` that the update needs, once they are computed.
+
+        Return {} if it needs none.
+        """
+        # If the sampler's log-probs are the old ones, the trainer's are needed only for the gap: once
+        # before the first update, and in every step that does not update the policy.
         a = self.config.algorithm
         idle = step < self.steps.actor_from
         policy = a.old_logprob == "trainer" or not self.gap_checked or idle
@@ -221,9 +239,10 @@ class Iteration:
         return jax.block_until_ready(found)
 
     def updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
-        """All optimizer steps on one batch, epochs of shuffled mini-batches; their mean metrics go into ``metrics``.
+        """Make all optimizer steps on one batch, in epochs of shuffled mini-batches.
 
-        Returns the weights and the first mini-batch's own metrics.
+        Add their mean metrics to ``metrics``; ``skipped`` is a sum. Return the updated weights and optimizer
+        state, and the metrics of the first mini-batch alone.
         """
         a, seed = self.config.algorithm, self.config.seed
         order = [minibatches(label, a.minibatches, seed, step=step, epoch=epoch) for epoch in range(a.epochs)]
@@ -234,8 +253,10 @@ class Iteration:
 
 
 def check_gap(gap: float, config: Config) -> None:
-    """Before the first update the trainer must score samples as the sampler drew them: ValueError where the mean gap of
-    the log-probs, in nats, is above ``rollout.max_logprob_gap`` or no number."""
+    """Raise ValueError if sampler and trainer disagree about the log-probs before the first update.
+
+    ``gap`` is the mean gap in nats. It must not exceed ``rollout.max_logprob_gap`` or be NaN.
+    """
     if not gap <= config.rollout.max_logprob_gap:
         m = config.model
         raise ValueError(
@@ -246,7 +267,7 @@ def check_gap(gap: float, config: Config) -> None:
 
 
 class _Clock:
-    """Wall seconds by phase, under verl's metric names, and what was compiled meanwhile."""
+    """Measure wall seconds by phase, under verl's metric names, and count compiled programs."""
 
     def __init__(self):
         self._began, self._phases, self._compiled = time.perf_counter(), {}, compiles()
@@ -267,14 +288,17 @@ class _Clock:
 def _await_scores(
     pending: tuple[ScoreFuture, list] | None, shape: tuple[int, int], look: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """float32 [B, G], NaN where nothing was asked or nothing could be said. ``look``: of ``await_scores``."""
+    """Return scores, float32 [B, G]: NaN if no score was requested or the reward model had none.
+
+    ``look``: as for ``await_scores``.
+    """
     helpfulness = np.full(shape, np.nan, np.float32)
     if pending is None:
         return helpfulness
     future, places = pending
     for (b, g), score in zip(places, await_scores(future, look), strict=True):
         helpfulness[b, g] = score
-    # A row is scored by one process and NaN on all others.
+    # Each row is scored by one process and is NaN on all others.
     everyone = processes.gather_rows(helpfulness)
     scored = np.isfinite(everyone)
     return np.where(scored.any(0), np.where(scored, everyone, 0).sum(0), np.nan).astype(np.float32)
