@@ -154,11 +154,11 @@ class Iteration:
         return batch, scores, metrics, updated
 
     def _average(self, average: Any, actor: Any, actor_opt: Any) -> Any:
-        """Return the moving average updated with the actor's new weights, None without an average."""
+        """Return the moving average updated with the actor's new weights; None without one."""
         return None if average is None else self.steps.average(average, actor, optimizer.updates_made(actor_opt))
 
     def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
-        """Return the step's responses, and the next step's rollout (None without ``rollout.ahead``).
+        """Return the step's responses and the next step's rollout, None without ``rollout.ahead``.
 
         The next step's responses are sampled and sent to the reward model before this step awaits its
         own scores.
@@ -228,8 +228,8 @@ class Iteration:
 
         Return {} if it needs none.
         """
-        # If the sampler's log-probs are the old ones, the trainer's are needed only for the gap: once
-        # before the first update, and in every step that does not update the policy.
+        # If the sampler's log-probs are the old ones, the trainer's are needed only for the gap:
+        # once before the first update, and in every step that does not update the policy.
         a = self.config.algorithm
         idle = step < self.steps.actor_from
         policy = a.old_logprob == "trainer" or not self.gap_checked or idle

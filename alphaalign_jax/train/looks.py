@@ -1,7 +1,7 @@
-"""Evaluations during a run: their responses and records, when a look is due, and which look is the best.
+"""Evaluations during a run: responses and records, the schedule of looks, and the best look.
 
-Looks are the evaluations of ``eval.every``, at the initial policy, on the way and at the end, all of the same prompts:
-one series of scores, in which the best state of the run is found.
+"Looks" are the periodic evaluations of ``eval.every``: of the initial policy, during training, and at the
+end. All use the same prompts, so their scores form one series, which selects the best state of the run.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from alphaalign_jax.train.records import Records, brief
 
 
 class Looks:
-    """Evaluates a run's policy and writes down what it finds."""
+    """Evaluate a run's policy and record the results."""
 
     def __init__(self, prepared: Prepared, key: jax.Array, records: Records, display: Display, notice: Notice):
-        """``key``: of all evaluations; the step is folded in."""
+        """``key``: random key of all evaluations, into which each step is folded."""
         self.p, self.config, self.key = prepared, prepared.config, key
         self.records, self.display, self.notice = records, display, notice
-        self.named = "held-out" if prepared.validation is None else "validation"  # the score, for a person
-        self._given: tuple[tuple, list[Response]] | None = None  # the newest responses, by step and prompts
+        self.named = "held-out" if prepared.validation is None else "validation"  # display name of the score
+        self._given: tuple[tuple, list[Response]] | None = None  # newest responses, with their step and prompts
 
     @property
     def choose(self) -> bool:
-        """Whether the run keeps its best state, and exports it."""
+        """Return whether the run keeps its best state and exports it."""
         return bool(self.config.eval.every and self.config.checkpoint.keep_best)
 
     def due(self, progress: Progress, done: int) -> bool:
-        """Whether the state after ``done`` steps is to be looked at and was not."""
+        """Return whether a look is due after ``done`` steps and has not run yet."""
         every = self.config.eval.every
         periodic = bool(every) and (done % every == 0 or done == self.config.steps)
         return progress.evaluated < done and (periodic or done == progress.look_at)
@@ -50,10 +50,10 @@ class Looks:
         return max(0, self.config.guards.rollbacks - len(progress.rollbacks))
 
     def bring_forward(self, progress: Progress, alarms: Sequence[Alarm], done: int) -> None:
-        """Make a look due after ``done`` steps if an alarm asks for one.
+        """Make a look due after ``done`` steps if an alarm requests one.
 
-        Not if neither a rollback nor a stop could follow from it, or if the last look is newer than what the alarm is
-        about.
+        Ignore the request if neither a rollback nor a stop could follow. Also ignore it within
+        ``guards.window`` steps of the last look, which has already covered some of the alarm's steps.
         """
         guards = self.config.guards
         asked = any(alarm.name in guards.look_on for alarm in alarms)
@@ -62,12 +62,12 @@ class Looks:
             progress.look_at = done
 
     def score(self, params: Params, step: int) -> float | None:
-        """Look at the policy after ``step`` steps. Return its score, None if there are no prompts of a label."""
+        """Return the score of the policy after ``step`` steps; None if a label has no prompts."""
         prompts, limit = self.p.looked_at, self.config.eval.limit
         return self.evaluate(params, "eval", prompts, step=step, limit=limit)["all"].score
 
     def note(self, progress: Progress, step: int, score: float | None) -> bool:
-        """Add a look to the series. Return whether its state is the best so far: of equal ones it is the latest."""
+        """Add a look to the series. Return whether it is the best so far; the latest wins ties."""
         progress.evaluated = step
         progress.looks.append({"step": step, "score": score})
         if not self.choose or score is None or (progress.best is not None and score < progress.best["score"]):
@@ -76,7 +76,7 @@ class Looks:
         return True
 
     def conclusion(self, progress: Progress, exported: int) -> str:
-        """Return the line that says which state is the result of a run that has a best one."""
+        """Return the line that reports the state exported by a run with a best state."""
         last = progress.looks[-1]
         score = f"{self.named} score {progress.best['score']:.2f}"
         if last["score"] is not None and last["step"] != progress.best["step"]:
@@ -90,7 +90,7 @@ class Looks:
     ) -> dict[str, Outcome]:
         """Return outcomes of ``params``, the policy after ``step`` steps: ``all`` and by source.
 
-        ``name``: the phase in the records. ``limit``: prompts, drawn by the seed; 0: all.
+        ``name``: phase in the records. ``limit``: number of prompts, drawn by the seed; 0: all.
         """
         indices = draw(prompts.label, limit, self.config.seed) if limit else list(range(len(prompts)))
         rows, responses = [prompts.rows[i] for i in indices], self._respond(params, name, prompts, indices, step)
@@ -103,13 +103,13 @@ class Looks:
         return outcomes
 
     def forget(self) -> None:
-        """Of the step that was looked at last there are other weights now."""
+        """Discard the cached responses: the same step now has other weights."""
         self._given = None
 
     def _respond(
         self, params: Params, name: str, prompts: PromptSet, indices: Sequence[int], step: int
     ) -> list[Response]:
-        """One response to each prompt. Those of the evaluation before, if it was the same one, are not made again."""
+        """Return one response to each prompt. Reuse the last ones if step and prompts match."""
         e, which = self.config.eval, (step, id(prompts), tuple(indices))
         if self._given is not None and self._given[0] == which:
             return self._given[1]
@@ -136,15 +136,17 @@ class Looks:
 
 
 def draw(label: np.ndarray, limit: int, seed: int) -> list[int]:
-    """Return the indices of at most ``limit`` prompts, drawn by the seed, in the set's mix of labels, ascending.
+    """Return the indices of at most ``limit`` prompts, drawn by the seed, in ascending order.
 
-    Drawn from all alike, a few prompts may be of one label: their score would be None, and a run without a best state.
+    The draw keeps the set's mix of labels. A plain draw of a few prompts could miss a label, so that the
+    score would be None and the run would have no best state.
 
     ``label``: int [prompts].
     """
     order = np.random.default_rng(seed).permutation(len(label))
     place = np.zeros(len(label))
-    for value in np.unique(label):  # each label's prompts at even distances: the first so many have their share of it
+    # Spread each label's prompts evenly over [0, 1): every prefix then has the mix of labels.
+    for value in np.unique(label):
         members = order[label[order] == value]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return sorted(np.argsort(place, kind="stable")[:limit].tolist())
