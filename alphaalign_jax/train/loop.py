@@ -1,4 +1,7 @@
-"""A training run: format warm-up, a look at the held-out prompts, reinforcement learning, another look, export."""
+"""Run training from start to end.
+
+The order is: format warm-up, held-out evaluation, reinforcement learning, held-out evaluation, export.
+"""
 
 from __future__ import annotations
 
@@ -54,14 +57,18 @@ def train(
     command: str = "",
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Runs ``config`` to its end and returns the summary, which bears ``command`` so that others can run it again.
+    """Run ``config`` to its end and return the summary.
 
-    ``dry_run``: stop before the first compile, say what would run, and return an empty summary.
-    ``resume``: from the newest checkpoint; with "auto" if there is one, and a run that has ended stays as it is; with
-    "extend" also if a decaying learning rate is to be computed anew for another number of steps.
-    Raises ValueError for a run that cannot work, before it compiles anything; CheckpointError for a disk that is full.
-    With its state saved, so that the run can go on with ``resume``: RewardModelError for a reward model that is down,
-    GuardError for an alarm of ``guards.stop``, Ended after a request to end.
+    Raise ValueError for a config that cannot work, before anything is compiled, and CheckpointError if
+    the disk is full. These errors save the state first, so that the run can resume: RewardModelError if
+    the reward model is down, GuardError for an alarm in ``guards.stop``, Ended after a request to end.
+
+    Args:
+      resume: True continues from the newest checkpoint. "auto" does so if there is one, and leaves a
+        finished run unchanged. "extend" also permits another number of steps with a decaying learning
+        rate, and recomputes the decay.
+      dry_run: show the plan and return an empty summary, before the first compile.
+      command: the command line, stored in the summary so that others can repeat the run.
     """
     began, display = time.perf_counter(), display or Display()
     keep_programs()
@@ -74,7 +81,7 @@ def train(
             ended = finished(mirror.folder, config.steps)
             if ended is not None:
                 resumption.check(ended["config"], config, config.steps)
-                if not resumption.moved(ended["config"], config):  # else the inputs are compared first
+                if not resumption.moved(ended["config"], config):  # else compare the inputs first
                     display.say(f"{config.location} has ended: {config.steps} steps")
                     return ended
             resume = bool(checkpoints.steps())
@@ -96,8 +103,11 @@ def train(
 
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
-    """An error of one process ends it before it waits for the others, as closing the checkpoints would: they may be at
-    a collective that waits for this one. What all raise together ends them as it does one alone."""
+    """End this process at once after an error that the other processes may not share.
+
+    A normal exit closes the checkpoints, which waits for the other processes, while they may wait for
+    this one in a collective. Errors that all processes raise together propagate normally.
+    """
     try:
         yield
     except (RewardModelError, GuardError, Ended):
@@ -125,9 +135,9 @@ class Run:
         notice: Notice,
         began: float,
     ):
-        """``then``: what is known of the run so far, where it is to go on.
+        """Set up the run. ``then``: saved progress when resuming, else None.
 
-        Raises ValueError where it would read something else than it did.
+        Raise ValueError if the inputs of a resumed run have changed.
         """
         self.p, self.config = prepared, prepared.config
         self.checkpoints, self.records, self.mirror = checkpoints, records, mirror
@@ -145,15 +155,15 @@ class Run:
             )
         key = jax.random.key(self.config.seed)
         self.looks = Looks(prepared, jax.random.fold_in(key, _EVALUATION), records, display, notice)
-        # Of all processes: one that compared sampler and trainer alone would wait for the others.
+        # All processes must agree: one that compared sampler and trainer alone would wait forever.
         self.as_it_was = self.resumes and not processes.gather_rows(np.asarray(bool(changed))).any()
         self.compiled = compiles()  # programs and seconds before this run
         self.iteration = Iteration(prepared, jax.random.fold_in(key, _ROLLOUT), look=self.notice.check)
-        self.progress: Progress  # these two come with the state
+        self.progress: Progress  # set with the initial state, like ``guards``
         self.guards: Guards
         self.exported: int  # the step whose state is the run's result
-        self.due = ""  # the save that is: of a state to be "kept", or the "newest"
-        self.saving = 0.0  # seconds that saves have held up steps since the last one
+        self.due = ""  # pending save: "kept" must happen, "newest" may be postponed; "" is none
+        self.saving = 0.0  # seconds that saves have blocked training since the last recorded step
 
     def train(self, command: str) -> dict[str, Any]:
         self._introduce()
@@ -166,7 +176,7 @@ class Run:
         result, self.exported = rollback.choose(self.checkpoints, self.iteration, state, best, self.display.say)
         if self.exported != self.config.steps:
             self.looks.forget()
-        del state  # its moments take memory that the evaluation may need
+        del state  # frees the optimizer moments before the evaluation
         after = self.looks.evaluate(result, "after", self.p.heldout, step=self.config.steps)
         if self.config.export:
             self.p.policy.export(result, self.p.actor, self.config.export_dir)
@@ -179,7 +189,7 @@ class Run:
             self.display.say(line)
         if self.resumes and assembly.kept_model(self.mirror):
             return
-        # The run's folder becomes a model that generate, evaluate and convert read: its newest checkpoint.
+        # Makes the run's folder, with its newest checkpoint, a model for generate, evaluate and convert.
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
         item = result_item(self.config)
         critic = hf.load_config(self.config.critic.path) if p.critic and self.config.critic.path else None
@@ -189,7 +199,10 @@ class Run:
     # The state of the first step --------------------------------------------------------------------------------------
 
     def _fresh(self) -> TrainState:
-        """Warmed up, and saved: one that is stopped before its first step need not warm up again."""
+        """Return the state before the first step, warmed up and saved.
+
+        If the run stops before its first step, it need not warm up again.
+        """
         self.records.begin()
         self.guards = Guards(self.config.guards)
         params = assembly.load_params(self.p)
@@ -204,25 +217,28 @@ class Run:
     def _resumed(self) -> TrainState:
         state, self.progress, damaged = self.checkpoints.restore(self.iteration.steps.abstract_state)
         ended = finished(self.mirror.folder, int(state.step))
-        if ended is not None and ended["looks"]:  # a run made longer, whose last look may be in no checkpoint
+        # The last evaluation of an extended run may be missing from every checkpoint.
+        if ended is not None and ended["looks"]:
             self.progress.best, self.progress.looks = ended["best"], ended["looks"]
             self.progress.evaluated = ended["looks"][-1]["step"]
         looked = self.progress.before is not None
         for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated, looked)):
             self.display.say(line)
-        self.iteration.gap_checked = self.as_it_was and int(state.step) > 0  # in a first step that came to its end
+        # The first step checked the gap; it is complete if the step is above 0.
+        self.iteration.gap_checked = self.as_it_was and int(state.step) > 0
         self.guards = Guards(self.config.guards, self.progress.guards)
-        if self.progress.config["eval"]["limit"] != self.config.eval.limit:  # scores of other prompts
+        # Earlier scores are of other prompts if the limit has changed.
+        if self.progress.config["eval"]["limit"] != self.config.eval.limit:
             self.progress.best = self.guards.state["best"] = None
             self.progress.looks = []
-        # What the next resumption is compared with.
+        # The next resumption is compared with these.
         self.progress.config, self.progress.computed_by = dataclasses.asdict(self.config), self.computed_by
         self.began -= self.progress.seconds
         self.display.say(f"resumed at step {int(state.step)}")
         return self.iteration.steps.settled(state)
 
     def _warm_up(self, params: Params) -> Params:
-        """The format warm-up on the training prompts."""
+        """Run the format warm-up on the training prompts. Return the new weights."""
         p = self.p
         watch = lambda: self.notice.check("while the model writes texts for the warm-up", kept=False)
         chosen, about = warmup.prompts(p.train, self.config), (self.progress.initial, self.mirror.folder)
@@ -243,12 +259,12 @@ class Run:
     def _reinforce(self, state: TrainState) -> TrainState:
         c, first = self.config, int(state.step)
         with self.display.bar("train", c.steps, first) as advance:
-            state = self._look(state, first)  # where the run was ended before it had
+            state = self._look(state, first)  # if the run was stopped before this evaluation
             self._save_if_due(state, first)
             for step in range(first, c.steps):
                 try:
                     state, metrics, sampled = self.iteration(state, step)
-                except (RewardModelError, Ended):  # which leave the state as it is
+                except (RewardModelError, Ended):  # the state is still usable
                     self._save_whole(state)
                     raise
                 metrics["timing_s/save_checkpoint"], self.saving = self.saving, 0.0
@@ -266,7 +282,10 @@ class Run:
         return state
 
     def _look(self, state: TrainState, done: int) -> TrainState:
-        """Look at the policy if that is due. Return the state to go on from: the best one if this one has collapsed."""
+        """Run the periodic evaluation if it is due.
+
+        Return the state to continue from: the best one if this one has collapsed and a rollback is left.
+        """
         if not self.looks.due(self.progress, done):
             return state
         try:
@@ -279,7 +298,8 @@ class Run:
         if self.looks.note(self.progress, done, score):
             self.due = "kept"
         if fell and done < self.config.steps and self.looks.rollbacks_left(self.progress):
-            following.sound(alarms, "eval", done, self.records, self.display)  # answered: none ends the run
+            # The rollback answers these alarms, so none of them ends the run.
+            following.sound(alarms, "eval", done, self.records, self.display)
             return self._go_back(state, done, fell)
         self._raise(state, "eval", done, alarms)
         return state
@@ -306,7 +326,7 @@ class Run:
         return state
 
     def _raise(self, state: TrainState, phase: str, step: int, alarms: list[Alarm]) -> None:
-        """Says the alarms and writes them down; one that ends the run does so once the state is saved."""
+        """Show and record the alarms. If one stops the run, save the state and raise GuardError."""
         ends = following.sound(alarms, phase, step, self.records, self.display)
         if ends is not None:
             self._save_whole(state)
@@ -322,8 +342,11 @@ class Run:
             raise self.notice.ended(f"saved after step {done} of {self.config.steps}")
 
     def _save_if_due(self, state: TrainState, done: int) -> None:
-        """Saves the state where it is time to. One that is due while an earlier one is being written is put off to the
-        next step; not those that are to be kept."""
+        """Save the state if a save is due.
+
+        If an earlier save is still in progress, a "newest" save is postponed to the next step. A "kept" save
+        waits for the earlier one instead.
+        """
         c = self.config.checkpoint
         self.checkpoints.check_written()
         if c.every and done % c.every == 0:
@@ -334,15 +357,15 @@ class Run:
             self.due = ""
 
     def _save_whole(self, state: TrainState) -> None:
-        """Saves the state, and returns once that is so: what ends the run may say it."""
+        """Save and block until the checkpoint is on disk."""
         self._save(state, wait=True)
-        self.checkpoints.wait()  # the records follow as the mirror is left
+        self.checkpoints.wait()  # the records are uploaded on leaving the mirror
 
     def _save(self, state: TrainState, *, wait: bool) -> bool:
-        """Starts to; False where the writer was busy, and it was not to ``wait`` for it."""
+        """Start saving. Return False if a save is in progress and ``wait`` is False."""
         began = time.perf_counter()
         try:
-            self.records.flush()  # what was written before follows the checkpoint to its bucket
+            self.records.flush()  # so that the bucket gets all records up to this checkpoint
             self.mirror.push(now=True)
         finally:
             self.progress.seconds, self.progress.guards = time.perf_counter() - self.began, self.guards.state
@@ -351,7 +374,10 @@ class Run:
         return saved
 
     def _dump(self, step: int, sampled: Sampled) -> None:
-        """A few responses of the step, another member of the group each time; all of a step that was left out."""
+        """Record a few responses of the step, from another member of each group at every step.
+
+        If an optimizer step was skipped, save the whole batch too.
+        """
         if sampled.left_out is not None:
             said = self.records.batch(step, sampled.left_out)
             self.display.say(
