@@ -189,7 +189,7 @@ class Run:
             self.display.say(line)
         if self.resumes and assembly.kept_model(self.mirror):
             return
-        # Makes the run's folder, with its newest checkpoint, a model for generate, evaluate and convert.
+        # Lets generate, evaluate and convert read the newest checkpoint from the run's folder.
         configs = hf.load_config(source.path), hf.load_generation_config(source.path)
         item = result_item(self.config)
         critic = hf.load_config(self.config.critic.path) if p.critic and self.config.critic.path else None

@@ -1,9 +1,9 @@
-"""Estimate what a run takes of a device's memory, from shapes alone, before anything is compiled.
+"""Estimate a run's device memory from shapes alone, before anything is compiled.
 
-An estimate is the sum of what is held all the time and, by phase, of what is alive at its peak: the gradient and the
-optimizer's temporaries, what the backward pass keeps of each layer, one layer at work, and a chunk's logits. The
-factors were fitted to what XLA reports for compiled steps on CPU (2026-11-30); ``tests/test_memory.py`` compares them
-again. ``alphaalign plan`` compiles, and is exact.
+An estimate adds the permanent state and, for each phase, the temporaries alive at its peak: the gradient
+and the optimizer's temporaries, the activations kept for the backward pass, one layer's computation, and
+the logits of a chunk. The factors were fitted to XLA's reports for compiled steps on CPU (2026-11-30), and
+``tests/test_memory.py`` checks them. ``alphaalign plan`` compiles the steps and is exact.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from alphaalign_jax.parallel import Layout, processes
 from alphaalign_jax.train import objectives
 
 GIB = 2**30
-MARGIN = 1.25  # an estimate above the limit by more than this does not fit: nearer ones are a warning
+MARGIN = 1.25  # an estimate above this multiple of the limit does not fit: an error
 ROOM = 0.9  # an estimate above this share of the limit is a warning
 _FLOAT = 4
-# Copies of float32 logits [rows, chunk, V] that are alive at once: in a pass forward, with its gradient, in a draw.
+# Live copies of float32 logits [rows, chunk, V]: in a forward pass, with its gradient, in a draw.
 _LOGITS_FORWARD, _LOGITS_BACKWARD, _LOGITS_DRAW = 2.0, 4.2, 3.0
-_UPDATE = 3  # float32 copies of the weights beside the state: gradient, moments' and weights' updates
-_SCORES = 3  # copies of attention scores that a layer holds
+_UPDATE = 3  # float32 copies of the weights in an update: gradient, updates of moments and of weights
+_SCORES = 3  # copies of attention scores in a layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Token slots of a run: P, S and T of ``types``."""
+    """Token slots of a run: P, S and T in the notation of ``types``."""
 
     prefix: int
     prompt: int
     response: int
     warmup_response: int = 0
     evaluated_response: int = 0
-    evaluated: tuple[tuple[int, int], ...] = ()  # (S, prompts) of each set that is evaluated, by width
+    evaluated: tuple[tuple[int, int], ...] = ()  # (S, prompts) for each width of each evaluated set
 
     @classmethod
     def of(
@@ -57,11 +57,11 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of one device."""
+    """Estimated memory of one device, in bytes."""
 
-    held: dict[str, float]  # all the time, by part of the state
-    phases: dict[str, float]  # at the peak of each phase, ``held`` included where it is there
-    limit: float  # that the device has; 0: unknown
+    held: dict[str, float]  # permanent, by part of the state
+    phases: dict[str, float]  # peak of each phase, including the part of ``held`` that exists then
+    limit: float  # available on the device; 0: unknown
 
     @property
     def peak(self) -> float:
@@ -69,7 +69,7 @@ class Estimate:
 
     @property
     def phase(self) -> str:
-        """The phase that takes most."""
+        """Return the phase with the highest peak."""
         return max(self.phases, key=self.phases.__getitem__)
 
     @property
@@ -96,7 +96,7 @@ def estimate(
 ) -> Estimate:
     """Estimate a run of ``config`` on the training and the rollout layout.
 
-    ``reward_model``: a classifier whose weights every process keeps on its own devices.
+    ``reward_model``: a classifier whose weights each process keeps on its own devices.
     """
     layout, rollout_layout = layouts
     rollout_layout.check("eval.batch", (config.eval.batch,), ("batch",))
@@ -117,7 +117,7 @@ def estimate(
     step = functools.partial(_Step, config=config, layout=layout, sizes=sizes)
     sample = functools.partial(_Rollout, config, actor.spec, layouts, sizes.prefix)
     phases = {"rollout": whole + sample(r.prompts, r.group, sizes.prompt, sizes.response).peak()}
-    # Log-probs are found for a mini-batch at a time, as the gradients are.
+    # Log-probs are computed for one mini-batch at a time, like the gradients.
     minibatch = dict(prompts=r.prompts // a.minibatches, group=r.group, response=sizes.response)
     phases["score"] = whole + step(actor, **minibatch).forward()
     phases["update"] = whole + step(actor, **minibatch).backward()
@@ -135,7 +135,7 @@ def estimate(
 
 
 def supervised(config: Config, network: Network, layout: Layout, sizes: Sizes) -> Estimate:
-    """Estimate supervised training alone, which holds the weights and their moments."""
+    """Estimate supervised training alone. Its state is the weights and their moments."""
     held = 3 * _trained_bytes(network, layout)
     step = _Step(network, config.warmup.batch, 1, sizes.warmup_response, config, layout, sizes, warmup=True)
     return Estimate({"actor": held}, {"warm-up": held + step.backward()}, device_limit(config))
@@ -143,7 +143,10 @@ def supervised(config: Config, network: Network, layout: Layout, sizes: Sizes) -
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A pass over ``prompts`` with ``group`` responses of ``response`` slots each, in slices."""
+    """A pass in slices over prompts with their responses.
+
+    Each of ``prompts`` prompts has ``group`` responses of ``response`` slots.
+    """
 
     network: Network
     prompts: int
@@ -156,7 +159,7 @@ class _Step:
 
     @property
     def slice(self) -> int:
-        """Prompts of a slice on one shard of the batch."""
+        """Return the number of prompts of a slice on one shard of the batch."""
         shards = self.layout.size("batch")
         if self.warmup:
             w = self.config.warmup
@@ -176,19 +179,19 @@ class _Step:
 
     @property
     def logits(self) -> float:
-        """Bytes of one chunk's logits in float32."""
+        """Return the bytes of one chunk's logits in float32."""
         if self.network.head != "lm":
             return 0.0
         chunk = min(self.config.algorithm.logprob_chunk, self.response)
         return self.rows * chunk * self.network.spec.vocab_size / self.layout.size("vocab") * _FLOAT
 
     def layer(self) -> float:
-        """Bytes of all that one layer computes."""
+        """Return the bytes of all intermediate values of one layer."""
         keys = self.sizes.prefix + self.sizes.prompt + self.response
         return _layer_bytes(self.network, self.layout, self.tokens, keys)
 
     def kept(self) -> float:
-        """Bytes of what the backward pass keeps of all layers."""
+        """Return the bytes of activations that all layers keep for the backward pass."""
         s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
         if self.network.remat == "none":
             return s.num_layers * self.layer()
@@ -199,15 +202,16 @@ class _Step:
         return s.num_layers * self.tokens * width * size
 
     def gathered(self, *, gradient: bool) -> float:
-        """Bytes of weights that are gathered from the devices that share them out, and of their gradient."""
+        """Return the bytes of weights gathered from all their shards, and of their gradient."""
         if self.layout.size("embed") == 1:
             return 0.0
         s, size = self.network.spec, _itemsize(self.network.dtype, self.layout)
         beside = Layout(self.layout.mesh, {**self.layout.rules, "embed": ()})
         layer = _part(self.network.axes["layers"], self.network.shapes()["layers"], beside) / s.num_layers
         table = s.vocab_size * s.hidden_size / self.layout.size("vocab")
-        used = (table + layer) * (size + _FLOAT * gradient)  # the embedding, and one layer at work
-        if self.network.head == "lm":  # gathered as it is held; its gradient is a chunk's beside the sum of all
+        used = (table + layer) * (size + _FLOAT * gradient)  # the embedding and the active layer
+        # The head is gathered in float32 too. Its gradient is a chunk's plus the sum over chunks.
+        if self.network.head == "lm":
             used += table * (size + _FLOAT + 2 * _FLOAT * gradient)
         return used
 
@@ -223,11 +227,14 @@ class _Step:
 
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
-    """``group`` responses of ``response`` slots to each of ``prompts`` prompts of ``width`` slots."""
+    """A rollout of ``group`` responses, of ``response`` slots each, to each prompt.
+
+    There are ``prompts`` prompts of ``width`` slots.
+    """
 
     config: Config
     spec: ModelSpec
-    layouts: tuple[Layout, Layout]  # of training, whose weights are copied, and of the rollout
+    layouts: tuple[Layout, Layout]  # of training, the source of the weights' copy, and of the rollout
     prefix: int
     prompts: int
     group: int
@@ -235,23 +242,25 @@ class _Rollout:
     response: int
 
     def peak(self) -> float:
-        """Bytes of the copy of the weights with what is beside it: copying, prompts in a layer, or a draw."""
+        """Return the bytes of the weights' copy, plus the most of copying, prefill and decoding."""
         m, spec, (trained, layout) = self.config.model, self.spec, self.layouts
         network = Network(spec, dtype=m.rollout_dtype, attention=m.attention)
         size = _itemsize(network.dtype, layout)
         weights = _weight_bytes(network, layout, "rollout layout, policy", size)
-        copying = weights if trained.size("embed") > layout.size("embed") else 0.0  # gathered before it is laid out
+        # Weights that training shards more finely are gathered before they are resharded.
+        copying = weights if trained.size("embed") > layout.size("embed") else 0.0
         slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim / layout.size("kv_heads") * size
         prompts = self.prefix + self.prompts / layout.size("batch") * self.width
         prefill = slot * prompts + _layer_bytes(network, layout, prompts, self.prefix + self.width) / 2
         rows = self.prompts * self.group / layout.size("batch") / layout.size("rollout")
-        grows = 1.5 if 0 < self.config.rollout.cache < self.response else 1.0  # the old keys beside the new ones
+        # While the cache grows, the old and the new keys are alive at once.
+        grows = 1.5 if 0 < self.config.rollout.cache < self.response else 1.0
         logits = _LOGITS_DRAW * rows * spec.vocab_size / layout.size("vocab") * _FLOAT
         return weights + max(copying, prefill, slot * (rows * self.response * grows + prompts) + logits)
 
 
 def _layer_bytes(network: Network, layout: Layout, tokens: float, keys: int) -> float:
-    """Bytes of all that one layer computes for ``tokens`` that attend to ``keys``."""
+    """Return the bytes of one layer's intermediate values for ``tokens`` attending to ``keys``."""
     s, size = network.spec, _itemsize(network.dtype, layout)
     heads = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim / layout.size("heads")
     width = 8 * s.hidden_size + 4 * s.intermediate_size / layout.size("mlp") + 3 * heads
@@ -260,40 +269,43 @@ def _layer_bytes(network: Network, layout: Layout, tokens: float, keys: int) -> 
 
 
 def _writes_scores(network: Network, layout: Layout) -> bool:
-    """Whether attention writes its scores out: the kernels do not."""
+    """Return whether attention materialises its scores; the fused kernels do not."""
     kernels = {"gpu": "triton", "cuda": "triton", "tpu": "splash"}
     kind, platform = network.attention, layout.mesh.devices.flat[0].platform
     return kind == "plain" or (kind == "auto" and platform not in kernels)
 
 
 def _trained_bytes(network: Network, layout: Layout) -> float:
-    """Bytes of a device's part of the weights as they are trained, in float32."""
+    """Return the bytes of a device's share of the trained weights, in float32."""
     name = "critic" if network.head == "value" else "actor"
     return _weight_bytes(network, layout, f"training layout, {name}", _FLOAT)
 
 
 def _weight_bytes(network: Network, layout: Layout, what: str, itemsize: int) -> float:
-    """Bytes of a device's part of the weights. ValueError, with ``what``, for weights that do not divide."""
+    """Return the bytes of a device's share of the weights.
+
+    Raise ValueError, which names ``what``, if the weights do not divide over the mesh.
+    """
     return itemsize * _part(network.axes, network.shapes(), layout, what)
 
 
 def _part(axes: Any, shapes: Any, layout: Layout, what: str = "parameter") -> int:
-    """Return how many elements a device has of arrays with these logical axes."""
+    """Return the number of elements on one device of arrays with these logical axes."""
     shardings = layout.tree_shardings(axes, shapes, what)
     part = lambda x, sharding: math.prod(sharding.shard_shape(x.shape))
     return sum(jax.tree.leaves(jax.tree.map(part, shapes, shardings)))
 
 
 def _itemsize(dtype: str, layout: Layout) -> int:
-    """Bytes of a computed value. On CPU, XLA computes bfloat16 in float32."""
+    """Return the bytes of one computed value. On CPU, XLA computes bfloat16 in float32."""
     cpu = layout.mesh.devices.flat[0].platform == "cpu"
     return _FLOAT if cpu else jax.numpy.dtype(dtype).itemsize
 
 
 def device_limit(config: Config) -> float:
-    """Return the bytes that a run may take of one device; 0 if the device does not say.
+    """Return the bytes of one device that a run may use; 0 if unknown.
 
-    The CPU's devices share the host's memory with what this process holds already.
+    CPU devices share the host's memory, less the memory that this process uses already.
     """
     if config.mesh.memory_gb:
         return config.mesh.memory_gb * GIB
@@ -305,7 +317,10 @@ def device_limit(config: Config) -> float:
 
 
 def check(config: Config, made: Callable[[Config], Estimate], say: Callable[[str], Any]) -> Estimate:
-    """Return the estimate of ``config``. Say so if it is tight, and raise ValueError if it cannot fit."""
+    """Return the estimate of ``config``. Warn with ``say`` if it is tight.
+
+    Raise ValueError if it does not fit.
+    """
     found = made(config)
     if not found.tight:
         return found
@@ -318,7 +333,7 @@ def check(config: Config, made: Callable[[Config], Estimate], say: Callable[[str
 
 
 def advice(config: Config, expected: Estimate) -> str:
-    """Return what to do after an allocation of a run of ``config`` has failed, whatever was ``expected``."""
+    """Return advice for a run that failed to allocate memory, whatever the ``expected`` estimate was."""
     budget = config.algorithm.micro_tokens
     part = f"micro_tokens={max(1, budget // 2)}" if budget else "micro_batch=1"
     return (
@@ -328,9 +343,9 @@ def advice(config: Config, expected: Estimate) -> str:
 
 
 def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
-    """Return settings with which ``config`` would fit, as few as do; empty if none are known.
+    """Return the flags that make ``config`` fit, no more than needed; [] if none are known.
 
-    If nothing leaves the usual room, these are settings whose estimate is accepted, with the lowest peak.
+    If no settings leave the usual room (``ROOM``), return accepted settings with the lowest peak.
     """
     chosen, best = _lowest(config, made)
     if not best.fits:
@@ -338,7 +353,7 @@ def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
     limit = MARGIN if best.tight else ROOM
     enough = lambda found: found.peak <= limit * found.limit
     if not enough(made(config)):
-        for key in reversed(list(chosen)):  # a saving may have become needless by a later one
+        for key in reversed(list(chosen)):  # a later saving may have made an earlier one unnecessary
             rest = {name: value for name, value in chosen.items() if name != key}
             if enough(made(_changed(config, rest))):
                 chosen = rest
@@ -346,9 +361,10 @@ def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
 
 
 def _lowest(config: Config, made: Callable[[Config], Estimate]) -> tuple[dict[str, Any], Estimate]:
-    """Return the savings that lower the peak, taken until it is not tight, with their estimate.
+    """Return the savings that lower the peak until it is no longer tight, and their estimate.
 
-    Savings are tried again after others were taken: each lowers some phases, and another phase is then the highest.
+    Savings are retried after others were taken. Each lowers some phases only, and then another phase may
+    have the highest peak.
     """
     chosen: dict[str, Any] = {}
     best = made(config)
@@ -359,7 +375,7 @@ def _lowest(config: Config, made: Callable[[Config], Estimate]) -> tuple[dict[st
             tried = {**chosen, key: value}
             try:
                 found = made(_changed(config, tried))
-            except ValueError:  # a slice that does not divide
+            except ValueError:  # a slice does not divide
                 continue
             if found.peak < 0.95 * best.peak:
                 chosen, best, lowered = tried, found, True
@@ -369,7 +385,7 @@ def _lowest(config: Config, made: Callable[[Config], Estimate]) -> tuple[dict[st
 
 
 def _savings(config: Config) -> Sequence[tuple[str, Any]]:
-    """Settings that take less memory and change no result but its rounding, the cheapest first."""
+    """Return settings that save memory and change results only by rounding, cheapest first."""
     a, w = config.algorithm, config.warmup
     chunks = [("algorithm.logprob_chunk", chunk) for chunk in (16, 4) if chunk < a.logprob_chunk]
     evaluated = [("eval.batch", n) for n in _halves(config.eval.batch)]
@@ -385,7 +401,7 @@ def _savings(config: Config) -> Sequence[tuple[str, Any]]:
 
 
 def _halves(number: int) -> list[int]:
-    """Return the half of ``number``, the half of that, and so on down to 1."""
+    """Return ``number`` halved repeatedly, down to 1."""
     return [number >> n for n in range(1, number.bit_length())]
 
 
