@@ -333,7 +333,7 @@ def check(config: Config, made: Callable[[Config], Estimate], say: Callable[[str
 
 
 def advice(config: Config, expected: Estimate) -> str:
-    """Return advice for a run that failed to allocate memory, whatever the ``expected`` estimate was."""
+    """Return advice for a run that ran out of memory, whatever its estimate was (``expected``)."""
     budget = config.algorithm.micro_tokens
     part = f"micro_tokens={max(1, budget // 2)}" if budget else "micro_batch=1"
     return (

@@ -1,6 +1,6 @@
-"""What the updates minimise, and how a gradient is gathered over micro-batches.
+"""Objectives of the updates, gradient accumulation over micro-batches, and optimizer steps.
 
-Pure functions of networks and arrays.
+All are pure functions of networks and arrays.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def policy_logprobs(
     chunk: int,
     entropy: bool = False,
 ) -> tuple[Array, Array | None]:
-    """Log-probs of ``tokens`` and, if asked for, entropies, under the distribution that was sampled from.
+    """Return the log-probs of ``tokens`` and, with ``entropy``, the entropies, else None.
 
-    Both are float32 [B, G, T].
+    Both are float32 [B, G, T] and refer to the distribution that was sampled from.
     """
     model = network.bind(params)
     return token_logprobs(
@@ -46,7 +46,7 @@ def policy_logprobs(
 
 
 def state_values(network: Network, params: Params, prompts: Prompts, tokens: Array) -> Array:
-    """The critic's value of the state before each token, float32 [B, G, T]."""
+    """Return the critic's value of the state before each token, float32 [B, G, T]."""
     model = network.bind(params)
     return model.logits(response_states(model, prompts, tokens))[..., 0]
 
@@ -60,9 +60,10 @@ def actor_objective(
     settings: config.Algorithm,
     horizon: int,
 ) -> tuple[Array, tuple[Metrics, Array]]:
-    """PPO's policy loss with optional entropy and KL terms; this part's share of the mini-batch's (``total``).
+    """Return PPO's policy loss, with optional entropy and KL terms, metrics and log-probs.
 
-    Also return metrics and the log-probs that the loss was computed with, float32 [B, G, T].
+    The loss and the metrics are this part's share of the mini-batch, whose counts are ``total``. The
+    log-probs are those of the loss, float32 [B, G, T].
     """
     logp, entropy = policy_logprobs(
         network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk, entropy=True
@@ -101,7 +102,10 @@ def actor_objective(
 def critic_objective(
     network: Network, params: Params, batch: TrainBatch, total: Denominator, settings: config.Critic
 ) -> tuple[Array, tuple[Metrics, tuple]]:
-    """Clipped value loss; this part's share of the mini-batch's. Also return metrics, and nothing for the rows."""
+    """Return the clipped value loss, metrics, and an empty tuple in place of per-row results.
+
+    The loss is this part's share of the mini-batch, whose counts are ``total``.
+    """
     value = state_values(network, params, batch.prompts, batch.tokens)
     loss, metrics = value_loss(
         value, batch.old_value, batch.target, batch.sampled, clip=settings.value_clip or None, denominator=total
@@ -111,13 +115,14 @@ def critic_objective(
 
 
 def take(batch: Any, index: Array) -> Any:
-    """Rows ``index`` of a batch. Every leaf is batch-led but the shared template prefix, which stays."""
-    # Gathered from parts, one row on each device, libtpu 0.0.42 ends in a failed check: "reshape vs. constant".
+    """Return rows ``index`` of a batch. Keep the shared template prefix, which has no batch axis."""
+    # Replicate first: gathering from one-row shards fails a check in libtpu 0.0.42, "reshape vs.
+    # constant".
     return _with_prefix(jax.tree.map(lambda x: whole(x)[index], _batch_led(batch)), batch)
 
 
 def _batch_led(batch: Any) -> Any:
-    """The batch with an empty batch-led stand-in for its prefix, so that all leaves can be cut alike."""
+    """Replace the batch's prefix with an empty stand-in, so that all leaves have a batch axis."""
     size = batch.sampled.shape[0]
     return batch.replace(prompts=batch.prompts.replace(prefix=jnp.zeros((size, 0), jnp.int32)))
 
@@ -129,11 +134,12 @@ def _with_prefix(rows: Any, batch: Any) -> Any:
 def accumulate(
     objective: Callable[[Params, Any], tuple[Array, tuple[Metrics, Any]]], params: Params, batch: Any, micro: int
 ) -> tuple[tuple[Array, tuple[Metrics, Any]], Params]:
-    """Loss, metrics and gradient of ``objective`` summed over micro-batches of ``micro`` prompts (0: all at once).
+    """Sum the loss, metrics and gradient of ``objective`` over micro-batches.
 
-    The objective returns shares of the whole, so the sum does not depend on ``micro``, and beside its metrics arrays
-    that are batch-led (or nothing), which are put back in order. Micro-batch m takes rows m, m + M, m + 2M, ...: a
-    strided cut, so that each one is spread over all devices as the batch is.
+    A micro-batch has ``micro`` prompts (0: all at once). The objective returns shares of the whole batch,
+    so the sum does not depend on ``micro``. Next to its metrics it returns arrays with a batch axis, or
+    nothing; they are joined in the batch's order. Micro-batch m of M takes the strided rows m, m + M,
+    m + 2M, ..., so that each one is spread over all devices like the batch.
     """
     size = batch.sampled.shape[0]
     micro = micro or size
@@ -157,9 +163,10 @@ def accumulate(
 
 
 def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
-    """The most prompts, of ``slots`` token slots each, that have no more than ``budget`` slots on any of ``shards``.
+    """Return the largest slice, in prompts, with at most ``budget`` token slots on each shard.
 
-    A divisor of ``size`` that divides over the shards. ValueError where the smallest is too large.
+    A prompt has ``slots`` token slots. The slice divides ``size`` and is a multiple of ``shards``. Raise
+    ValueError if one prompt exceeds the budget.
     """
     if slots > budget:
         raise ValueError(f"algorithm.micro_tokens={budget}: a prompt with its rollouts has {slots} token slots")
@@ -167,16 +174,20 @@ def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
 
 
 def even_slice(size: int, each: int, shards: int, name: str) -> int:
-    """Rows of a slice with ``each`` of them on each shard; 0: all at once. ValueError, with ``name``, if uneven."""
+    """Return the rows of a slice that has ``each`` rows on each shard; 0: all at once.
+
+    Raise ValueError, with the setting's ``name``, if ``size`` does not divide into such slices.
+    """
     if each and size % (each * shards):
         raise ValueError(f"{name}={each} on each of {shards} shard(s): {size} rows do not divide into such slices")
     return each * shards
 
 
 def micro_batch(settings: config.Algorithm, size: int, slots: int, shards: int) -> int:
-    """Prompts of a slice of ``size`` prompts of ``slots`` token slots each, over ``shards`` of the batch; 0: all.
+    """Return the number of prompts in a gradient slice; 0: all at once.
 
-    Settings are of a shard, so that one config takes the same memory of a chip on more chips.
+    The mini-batch has ``size`` prompts of ``slots`` token slots each, over ``shards`` shards. The settings
+    count per shard, so that a config needs the same memory of each chip on any number of chips.
     """
     if settings.micro_tokens:
         return largest_slice(size, slots, settings.micro_tokens, shards)
@@ -184,7 +195,10 @@ def micro_batch(settings: config.Algorithm, size: int, slots: int, shards: int) 
 
 
 def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
-    """``function`` over micro-batches cut as in ``accumulate``; its batch-led results put back in order."""
+    """Map ``function`` over micro-batches cut as in ``accumulate``.
+
+    Its results have a leading batch axis and are joined in the batch's order.
+    """
     size = batch.sampled.shape[0]
     if micro in (0, size):
         return function(batch)
@@ -193,13 +207,13 @@ def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
 
 
 def _strided(batch: Any, micro: int) -> Any:
-    """Leaves [B, ...] as [B // micro, micro, ...], part m with rows m, m + B // micro, ..."""
+    """Cut leaves [B, ...] into [B // micro, micro, ...]: part m has rows m, m + B // micro, ..."""
     parts = batch.sampled.shape[0] // micro
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, parts, *x.shape[1:]), 0, 1), _batch_led(batch))
 
 
 def _joined(parts: Any, size: int) -> Any:
-    """Leaves [B // micro, micro, ...] of ``_strided`` parts as [B, ...], B = ``size``, in the batch's order."""
+    """Undo ``_strided``: reshape leaves [B // micro, micro, ...] to [B, ...], with B = ``size``."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:]), parts)
 
 
@@ -211,11 +225,14 @@ def apply_gradient(
     loss: Array,
     total: Denominator,
 ) -> tuple[Params, Any, dict[str, Array]]:
-    """Make one optimizer step. Also return ``grad_norm``, the gradient's norm before clipping, and ``skipped``, 1 or 0.
+    """Make one optimizer step. Return the weights, the optimizer state and two metrics.
 
-    Weights and moments stay as they are in two cases. A loss or gradient that is not finite is skipped: one NaN in
-    Adam's moments would make every later update NaN. A mini-batch without a trained token (``total``) has nothing to
-    say: its gradient is 0, but earlier moments and weight decay would still move the weights.
+    The metrics are ``grad_norm``, the gradient's norm before clipping, and ``skipped``, 1 or 0.
+
+    Weights and moments stay unchanged in two cases. If the loss or the gradient is non-finite, the step
+    is skipped: one NaN in Adam's moments would make every later update NaN. If the mini-batch has no
+    trained token (``total``), its gradient is 0, but earlier moments and weight decay would still move
+    the weights. That case does not count as ``skipped``.
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -227,9 +244,10 @@ def apply_gradient(
 
 
 def passes(settings: config.Algorithm, name: str) -> int:
-    """Return the cost of an update of ``name``, "actor" or "critic", in forward passes over its rows.
+    """Return the cost of an update in forward passes over its rows.
 
-    One forward, a backward of two, and the actor's one more if its steps are limited (``limit_step``).
+    A forward pass costs 1 and a backward pass 2. Limited actor steps (``limit_step``) cost 1 more.
+    ``name``: "actor" or "critic".
     """
     return 4 if name == "actor" and settings.max_kl else 3
 
@@ -243,33 +261,34 @@ def limit_step(
     log_prob: Callable[[Params, Any], Array],
     micro: int,
 ) -> tuple[Params, dict[str, Array]]:
-    """Shorten an optimizer step that moves the policy by more than ``limit`` nats a response.
+    """Shorten an optimizer step that moves the policy by more than ``limit`` nats per response.
 
-    Adam's steps have the size of the learning rate however small the gradient is, and a change that all prompts share,
-    such as how often the policy refuses at all, adds up over all weights: one step can turn a policy that refuses some
-    prompts into one that refuses all, where no group disagrees and nothing leads back. So the step is measured:
+    Adam's steps have the size of the learning rate, however small the gradient is. A change that all
+    prompts share, such as the overall refusal rate, adds up over all weights. One step can therefore turn
+    a policy that refuses some prompts into one that refuses all. Then no group disagrees, so no gradient
+    leads back. This function measures the step by
 
         KL = mean over responses of the sum over tokens of (log p_after - log p_before)^2 / 2
 
-    which is the KL divergence to second order, on responses of nearly the same policy. It grows with the square of the
-    step: a step of KL > limit is multiplied by sqrt(limit / KL).
+    which is the KL divergence to second order, on responses of nearly the same policy. It grows with the
+    square of the step, so a step with KL > limit is multiplied by sqrt(limit / KL).
 
     Args:
-        limit: nats a response.
+        limit: nats per response.
         before, after: weights.
         batch: the rows of the step.
-        logp: float32 [B, G, T], of ``before``.
+        logp: float32 [B, G, T], log-probs under ``before``.
         log_prob: (weights, rows) -> float32 [B, G, T].
-        micro: prompts of a slice, as for ``map_rows``.
+        micro: prompts in a slice, as for ``map_rows``.
 
     Returns:
-        The weights, and metrics: ``step_kl``, of the step as it was proposed, and ``step_scale``, by which it was
-        multiplied. A step whose KL is not finite is not made: its scale is 0.
+        The weights and two metrics: ``step_kl``, the KL of the proposed step, and ``step_scale``, the
+        factor on the step. The scale is 0, so no step is made, if the KL is non-finite.
     """
     change = jnp.where(batch.sampled, map_rows(lambda rows: log_prob(after, rows), batch, micro) - logp, 0.0)
     rows = jnp.maximum(jnp.sum(jnp.any(batch.sampled, axis=-1)), 1)
     kl = jnp.sum(jnp.square(change)) / (2 * rows)
     scale = jnp.where(jnp.isfinite(kl), jnp.minimum(1.0, jnp.sqrt(limit / jnp.maximum(kl, 1e-12))), 0.0)
-    # Not a sum of products: where the scale is 0, what is not finite in ``after`` must not come through.
+    # Selected, not multiplied: at scale 0, non-finite values in ``after`` must not leak through.
     moved = lambda old, new: jnp.where(scale == 1.0, new, jnp.where(scale > 0, old + scale * (new - old), old))
     return jax.tree.map(moved, before, after), {"step_kl": kl, "step_scale": scale}

@@ -1,7 +1,7 @@
-"""AdamW with global-norm clipping, and the layout of its state.
+"""AdamW with global-norm clipping, and the sharding of its state.
 
-Two counts of updates: Adam's comes back with its moments when a run goes back to an earlier state; the schedule's goes
-on, so that a learning rate that decays still ends at 0 with the run.
+Updates are counted twice. After a rollback, Adam's count is restored with its moments. The schedule's
+count continues, so that a decaying learning rate still reaches 0 at the end of the run.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from alphaalign_jax.parallel import Layout
 
 
 class Scheduled(NamedTuple):
-    """Where an optimizer is on its schedule."""
+    """The position of an optimizer on its learning-rate schedule."""
 
-    count: jax.Array  # int32 [], updates made; those skipped are not among them
-    scale: jax.Array  # float32 [], factor on the scheduled rate: below 1 once the run has gone back to its best state
+    count: jax.Array  # int32 [], updates made, without skipped ones
+    scale: jax.Array  # float32 [], factor on the scheduled rate; below 1 after a rollback
 
 
 def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
-    """Learning rate of update n = 0, 1, ... of a run of ``updates``.
+    """Return the learning rate as a function of the update n = 0, 1, ..., ``updates`` - 1.
 
-    It rises linearly over the first ``warmup_steps``, stays, and falls linearly over the last share ``decay`` of them:
+    It rises linearly over the first ``warmup_steps`` updates, stays constant, and falls linearly over the
+    last share ``decay`` of the updates:
 
         rate * min(1, (n + 1) / warmup_steps) * min(1, (updates - n) / (updates - start))
     """
@@ -35,7 +36,7 @@ def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
     start = max(rise, round((1 - settings.decay) * updates))
 
     def rate(n: Any) -> jax.Array:
-        # Update 0 takes 1 / warmup_steps of the rate: a first update of exactly 0 would be a step thrown away.
+        # Update 0 has 1 / warmup_steps of the rate: with a rate of 0 its gradient would be wasted.
         risen = jnp.minimum(1.0, (n + 1) / max(rise, 1))
         left = jnp.clip((updates - n) / max(updates - start, 1), 0.0, 1.0) if settings.decay else 1.0
         return jnp.asarray(settings.learning_rate * risen * left, jnp.float32)
@@ -44,7 +45,7 @@ def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
 
 
 def updates_made(opt_state: Any) -> jax.Array:
-    """Return the updates that the weights of ``opt_state`` have seen, int32 []: Adam's count, without skipped ones."""
+    """Return the updates made so far, int32 []: Adam's count, which leaves out skipped ones."""
     return optax.tree_utils.tree_get(opt_state, "count", filtering=_is_adam)
 
 
@@ -53,12 +54,12 @@ def _is_adam(path: tuple, _: Any) -> bool:
 
 
 def scheduled(opt_state: Any) -> Scheduled:
-    """Return the place of ``opt_state`` on its schedule."""
+    """Return the position of ``opt_state`` on its schedule."""
     return next(part for part in jax.tree.leaves(opt_state, is_leaf=_is_scheduled) if _is_scheduled(part))
 
 
 def reschedule(opt_state: Any, place: Scheduled) -> Any:
-    """Return ``opt_state`` at another place on its schedule. Adam's moments and count stay."""
+    """Return ``opt_state`` at another position on its schedule, with Adam's state unchanged."""
     move = lambda part: place if _is_scheduled(part) else part
     return jax.tree.map(move, opt_state, is_leaf=_is_scheduled)
 
@@ -68,13 +69,16 @@ def _is_scheduled(part: Any) -> bool:
 
 
 def learning_rate(settings: config.Optimizer, updates: int, opt_state: Any) -> jax.Array:
-    """Learning rate of the next update from ``opt_state``, float32 []."""
+    """Return the learning rate of the next update from ``opt_state``, float32 []."""
     place = scheduled(opt_state)
     return schedule(settings, updates)(place.count) * place.scale
 
 
 def _follow(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:
-    """Multiply updates by the learning rate of a run of ``updates``, downhill."""
+    """Return a transformation that multiplies updates by the negative scheduled learning rate.
+
+    ``updates``: number of updates in the run.
+    """
     rate = schedule(settings, updates)
 
     def init(_: Params) -> Scheduled:
@@ -89,7 +93,10 @@ def _follow(settings: config.Optimizer, updates: int) -> optax.GradientTransform
 
 
 def build(settings: config.Optimizer, updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW on ``schedule``, for a run of ``updates``."""
+    """Return the optimizer: global-norm clipping, then AdamW on ``schedule``.
+
+    ``updates``: number of updates in the run.
+    """
     parts = [
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
         optax.add_decayed_weights(settings.weight_decay),
@@ -99,7 +106,10 @@ def build(settings: config.Optimizer, updates: int) -> optax.GradientTransformat
 
 
 def state_shardings(tx: optax.GradientTransformation, network: Network, layout: Layout) -> Any:
-    """Shardings of the optimizer's state: moments lie as their parameters do, counters are replicated."""
+    """Return the shardings of the optimizer state.
+
+    Moments are sharded like their parameters; counters are replicated.
+    """
     return optax.tree_utils.tree_map_params(
         tx,
         lambda _, sharding: sharding,
@@ -110,5 +120,5 @@ def state_shardings(tx: optax.GradientTransformation, network: Network, layout: 
 
 
 def init(tx: optax.GradientTransformation, network: Network, params: Params, layout: Layout) -> Any:
-    """The optimizer's state for these weights, made where it lies."""
+    """Return the initial optimizer state for these weights, created in its sharded layout."""
     return jax.jit(tx.init, out_shardings=state_shardings(tx, network, layout))(params)
