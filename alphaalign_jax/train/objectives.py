@@ -115,7 +115,7 @@ def critic_objective(
 
 
 def take(batch: Any, index: Array) -> Any:
-    """Return rows ``index`` of a batch. Keep the shared template prefix, which has no batch axis."""
+    """Return rows ``index`` of a batch. Keep the shared template prefix: it has no batch axis."""
     # Replicate first: gathering from one-row shards fails a check in libtpu 0.0.42, "reshape vs.
     # constant".
     return _with_prefix(jax.tree.map(lambda x: whole(x)[index], _batch_led(batch)), batch)

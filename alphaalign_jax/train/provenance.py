@@ -1,4 +1,7 @@
-"""What a run reads, as digests, and what computes it: the same settings may find something else at the next start."""
+"""Fingerprints of a run's inputs and environment, so that resuming detects changes.
+
+The same settings may refer to other data, code or devices at the next start.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ from alphaalign_jax.train.records import packages
 
 
 def inputs(prepared: Prepared) -> dict[str, str]:
-    """A line for each input that every step reads, under the setting that names it.
+    """Return a fingerprint for each input that every step reads, by the setting that names it.
 
-    Not the initial weights: they are in each checkpoint. Of a reward server nothing is known.
-    Raises ValueError where the processes of a cluster read different things.
+    The initial weights are not included, because a resumed run reads its weights from the checkpoint.
+    HTTP reward servers cannot be fingerprinted. Raise ValueError if the processes of a cluster read
+    different inputs.
     """
     found = {
         "data.train": _rows(prepared.train),
@@ -46,7 +50,10 @@ def inputs(prepared: Prepared) -> dict[str, str]:
 
 
 def computed_by(prepared: Prepared) -> dict[str, str]:
-    """What results depend on in their rounding, or as the code does: packages, code, devices and how they are used."""
+    """Return the environment: package versions, code, devices, mesh and processes.
+
+    If it changes, results may change by rounding, or by the change in the code.
+    """
     code = sorted(pathlib.Path(alphaalign_jax.__file__).parent.rglob("*.py"))
     return packages() | {
         "code": _sha256(part for file in code for part in (file.name.encode(), file.read_bytes())),
@@ -57,14 +64,18 @@ def computed_by(prepared: Prepared) -> dict[str, str]:
 
 
 def weights_id(params: Params) -> str:
-    """Which weights these are, on any mesh: of the initial policy, which is the reference of the KL."""
+    """Return an id of the weights, the same on any mesh.
+
+    It identifies the initial policy, which is the reference of the KL.
+    """
     return _sha256([json.dumps(digests(params), sort_keys=True).encode()])
 
 
 def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str]) -> list[str]:
-    """Raise ValueError if a resumed run would read other inputs than it did, wherever they are now.
+    """Raise ValueError if the inputs of a resumed run have changed, wherever they are stored now.
 
-    ``now``: its ``inputs``. Return lines to show: inputs that have moved, and a learning rate with another decay.
+    Return lines to show: inputs that have moved, and a learning rate whose decay has changed.
+    ``then``: saved progress. ``now``: the current ``inputs``.
     """
     config = prepared.config
     check_inputs(then.inputs, now)
@@ -79,14 +90,15 @@ def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str]) -> li
 
 
 def _check_initial(then: str, prepared: Prepared, path: pathlib.Path) -> None:
-    """Raise ValueError if the model at ``path`` has other weights than the run began with (``then``: their id).
+    """Raise ValueError if the model at ``path`` differs from the run's initial weights.
 
-    A resumed run has its weights in its checkpoint: only a model.path that has changed is compared.
+    ``then``: their ``weights_id``. A resumed run reads its weights from the checkpoint, so this check is
+    needed only if model.path has changed.
     """
     try:
         now = weights_id(hf.load(path, network=prepared.actor, layout=prepared.train_layout)[1])
         reason = "" if now == then else f"weights: sha256 {then} then, {now} now"
-    except ValueError as error:  # of another shape, or not there
+    except ValueError as error:  # the model is missing or has another shape
         reason = str(error)
     if reason:
         raise ValueError(
@@ -96,7 +108,7 @@ def _check_initial(then: str, prepared: Prepared, path: pathlib.Path) -> None:
 
 
 def check_inputs(then: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError, with the settings, where a resumed run would read something else than it did."""
+    """Raise ValueError, which names the settings, if the inputs of a resumed run have changed."""
     changed = differences(then, now)
     if changed:
         raise ValueError(
@@ -114,7 +126,7 @@ def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def _check_alike(found: dict[str, str]) -> None:
-    """Each host reads its own files."""
+    """Raise ValueError if the hosts, each of which reads its own files, found different inputs."""
     for name, line in found.items():
         own = np.frombuffer(hashlib.sha256(line.encode()).digest(), np.uint8)
         everyone = processes.gather_rows(own)
@@ -133,13 +145,16 @@ def _rows(prompts: PromptSet) -> str:
 
 
 def _tokenizer(policy: Policy, *sets: PromptSet) -> str:
-    """By what it makes of the prompts, chat template included, and by the bytes of each token."""
+    """Return a fingerprint of the tokenizer and chat template.
+
+    It covers the tokenized prompts, the stop tokens and the bytes of each token.
+    """
     ids = (np.asarray(ids, np.int32).tobytes() for prompts in sets for ids in (prompts.prefix, *prompts.tails))
     return f"sha256 {_sha256([repr(policy.stop_ids).encode(), *policy.token_bytes, *ids])}"
 
 
 def _sha256(parts: Iterable[Any]) -> str:
-    """The first 16 digits, over parts that are told apart."""
+    """Return the first 16 hex digits of a hash of the parts. Each part's length is hashed too."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))

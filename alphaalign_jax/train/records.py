@@ -1,4 +1,4 @@
-"""What a run writes down: metrics as JSONL and TensorBoard, sampled responses."""
+"""Records of a run: metrics as JSONL and for TensorBoard, sampled responses, alarms, a summary."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from alphaalign_jax.evaluation.respond import Response
 from alphaalign_jax.parallel import processes
 from alphaalign_jax.types import LABELS, TrainBatch
 
-_FOLDER = {"train": "train", "warmup": "warmup", "sft": "train"}  # of TensorBoard, by phase; evaluations have their own
+# TensorBoard folder by phase; evaluations use their own.
+_FOLDER = {"train": "train", "warmup": "warmup", "sft": "train"}
 
 
 def check_unused(directory: pathlib.Path) -> None:
-    """Raises ValueError where a finished run's records would be written over."""
+    """Raise ValueError if the records of an earlier run would be overwritten."""
     if (directory / "export").exists() or (directory / "summary.json").exists():
         raise ValueError(f"{directory} holds an earlier run; choose another --config.out, or move it away")
 
 
 def finished(directory: pathlib.Path, steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has come to its end after so many steps."""
+    """Return the summary of a run that finished after ``steps`` steps, None if there is none."""
     file = directory / "summary.json"
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:  # cut short: what it summed up is made again
+    except ValueError:  # a truncated file; the resumed run writes it again
         return None
     return found if isinstance(found, dict) and found.get("steps") == steps and "config" in found else None
 
@@ -53,9 +54,12 @@ class Records:
         self._tensorboard: dict[str, EventFileWriter] = {}
 
     def begin(self, resume_step: int | None = None, evaluated: int = -1, looked: bool = True) -> list[str]:
-        """Makes the files. With ``resume_step`` they go on: what a lost stretch after it had written is dropped, and
-        evaluations after the step ``evaluated``, which are made again, as is the one before the first step where it is
-        not known to have been (``looked``). Returns what is to be said of them."""
+        """Create the files, or continue them from ``resume_step``. Return messages to show.
+
+        When resuming, drop the records that the run will write again: steps from ``resume_step`` on,
+        evaluations after step ``evaluated``, and the evaluation before training unless it is known to
+        have run (``looked``).
+        """
         if not processes.first():  # one process writes for all
             return []
         said = []
@@ -69,9 +73,9 @@ class Records:
                 said.append(f"{path}: {broken} line(s) that a crash has left half written are taken out")
             output.write(path, "".join(kept))
             self._files[name] = path.open("a")
-        # One folder each: they count steps of their own, and a resumption takes steps back from its own on, while an
-        # evaluation bears the number of the steps before it. A start is written even where there is nothing to take
-        # back: TensorBoard passes over a folder's first.
+        # A START event makes TensorBoard discard older events from its step on. Folders are
+        # separate because each counts its own steps: an evaluation has the number of training
+        # steps before it. START is always written: TensorBoard ignores the first one in a folder.
         first = resume_step or 0
         for name, start in (("warmup", 0), ("train", first), ("eval", evaluated + 1 if resume_step is not None else 0)):
             self._tensorboard[name] = EventFileWriter(str(self.directory / "tensorboard" / name))
@@ -95,7 +99,7 @@ class Records:
         self._line("alarms", {"phase": phase, "step": step, "alarm": name, "message": message})
 
     def batch(self, step: int, batch: TrainBatch) -> pathlib.Path:
-        """Writes a step's batch down, whole and on the host, to look into; returns the file."""
+        """Write a step's complete host batch to a file for inspection. Return its path."""
         path = self.directory / f"left_out/step-{step}.npz"
         if processes.first():
             leaves = jax.tree_util.tree_leaves_with_path(batch)
@@ -122,13 +126,13 @@ class Records:
 
     def close(self) -> None:
         for file in (*self._files.values(), *self._tensorboard.values()):
-            with contextlib.suppress(OSError):  # a line that could not be written, which was said then
+            with contextlib.suppress(OSError):  # a failed write, which was reported at the time
                 file.close()
 
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Turn an OSError into one line that says how to go on."""
+    """Turn an OSError into a one-line error with instructions."""
     try:
         yield
     except OSError as error:
@@ -139,7 +143,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def brief(row: PromptRow, response: Response) -> dict[str, Any]:
-    """A prompt with its response, as ``samples.jsonl`` has it."""
+    """Return a prompt and its response in the format of ``samples.jsonl``."""
     return {
         **row.to_json(),
         "label": LABELS[row.label],
@@ -151,12 +155,12 @@ def brief(row: PromptRow, response: Response) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions a figure depends on."""
+    """Return the versions that results depend on: Python, platform and packages."""
     return {"python": platform.python_version(), "platform": platform.platform(), **packages()}
 
 
 def packages() -> dict[str, str]:
-    """Versions of what computes, reads and writes for a run."""
+    """Return the versions of the packages that compute, read and write for a run."""
     names = (
         "alphaalign_jax",
         "jax",
@@ -177,18 +181,23 @@ def packages() -> dict[str, str]:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Return None for a non-finite float, which JSON cannot represent, else the value."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _before(path: pathlib.Path, step: int, evaluated: int, looked: bool) -> tuple[list[str], int]:
-    """Lines of what came before the first step, of steps below ``step``, and of evaluations up to ``evaluated``; and
-    how many are no records: a host that loses its power leaves such, not only at the end."""
+    """Return the records to keep when resuming at ``step``, and the number of unparseable lines.
+
+    Keep the warm-up, the evaluation before training if it has run (``looked``), steps below ``step``,
+    and evaluations and rollbacks up to step ``evaluated``. After a power loss, lines may be broken
+    anywhere in the file, not only at its end.
+    """
     if not path.exists():
         return [], 0
-    # An evaluation bears the number of the steps before it.
+    # An evaluation has the number of the training steps before it.
     until = {"warmup": math.inf, "before": math.inf if looked else -math.inf}
-    until |= dict.fromkeys(("eval", "rollback"), evaluated + 1)  # a rollback follows a look of that step
+    # A rollback has the step of the evaluation that caused it.
+    until |= dict.fromkeys(("eval", "rollback"), evaluated + 1)
     kept, broken = [], 0
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:

@@ -1,4 +1,4 @@
-"""Whether a run may resume under another config: the settings that differ, and which of them matter."""
+"""Decide whether a run may resume with a changed config, and which changes matter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from alphaalign_jax.config import Config
 
-# What may differ between a run and its resumption: nothing that a step computes (``steps``: unless a rate decays over
-# them), or an evaluation of a prompt (``eval.limit`` is how many prompts the periodic one takes).
+# Settings that may change on resuming, because they affect neither a step's results nor the
+# evaluation of a prompt. ``steps`` is free unless a learning rate decays over the steps.
+# ``eval.limit`` changes only the number of prompts in periodic evaluations.
 _FREE = ("name", "out", "steps", "samples", "export", "eval.every", "eval.limit", "eval.batch", "checkpoint", "guards")
 _FREE += (
     "rollout.max_logprob_gap",
@@ -20,17 +21,19 @@ _FREE += (
     "reward_model.retries",
     "reward_model.token_env",
 )
-# Where inputs are read from. The inputs themselves are compared, by their digests (``provenance``), so they may move.
+# Locations of inputs. Inputs may move, because their digests are compared (``provenance``).
 _PLACES = ("data.train", "data.heldout", "model.path", "reward_model.target")
-# What changes the rounding of a result and nothing else: to go on where memory ran out, or on other chips.
+# Settings that change results only by rounding. They may change, so that a run can resume after it
+# ran out of memory, or on other chips.
 _ROUNDS = ("model.remat", "algorithm.micro_batch", "algorithm.micro_tokens", "algorithm.logprob_chunk", "rollout.cache")
 _ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention", "mesh", "reward_model.tensor")
 
 
 def check(then: dict[str, Any], now: Config, step: int, *, extend: bool = False) -> None:
-    """Raise ValueError, with the keys, if ``now`` would not continue the run of config ``then``, which is at ``step``.
+    """Raise ValueError, which names the keys, if config ``now`` cannot continue a run at ``step``.
 
-    A learning rate that decays over the run ties it to its number of steps, unless ``extend`` is set.
+    ``then``: the run's config. If a learning rate decays over the run, the number of steps must stay the
+    same, unless ``extend`` is set.
     """
     differing = [line for line in _lasting(then, now) if not line.startswith((*_ROUNDS, *_PLACES))]
     if _function(then["reward_model"]) != _function(dataclasses.asdict(now.reward_model)):
@@ -48,12 +51,12 @@ def check(then: dict[str, Any], now: Config, step: int, *, extend: bool = False)
 
 
 def moved(then: dict[str, Any], now: Config) -> list[str]:
-    """Differing settings that name where inputs are read from: digests decide whether these are the same inputs."""
+    """Return the changed input locations. Digests decide whether the inputs are still the same."""
     return [line for line in _lasting(then, now) if line.startswith(_PLACES)]
 
 
 def rescheduled(then: dict[str, Any], now: Config) -> bool:
-    """Whether the learning rate's decay, which ends with the run, ends at another step than it would have."""
+    """Return whether a learning-rate decay, which ends with the run, now ends at another step."""
     return now.steps != then["steps"] and bool(_decays(now))
 
 
@@ -63,28 +66,34 @@ def _decays(config: Config) -> str:
 
 
 def _function(reward_model: dict[str, Any]) -> str:
-    """The name of a callable reward model: its file may move, and the file's digest tells no two functions apart."""
+    """Return the function name of a callable reward model, '' for other kinds.
+
+    Its file may move, but the file's digest cannot distinguish two functions in it.
+    """
     return reward_model["target"].rpartition(":")[2] if reward_model["kind"] == "callable" else ""
 
 
 def rounding(then: dict[str, Any], now: Config) -> list[str]:
-    """Differing settings that change the rounding of results and nothing else."""
+    """Return the changed settings that affect results only by rounding."""
     return [line for line in _lasting(then, now) if line.startswith(_ROUNDS)]
 
 
 def _lasting(then: dict[str, Any], now: Config) -> list[str]:
-    """Differing settings that a step's results depend on, places of inputs included."""
+    """Return the changed settings that a step's results depend on, including input locations."""
     free = _FREE if now.reward_model.kind != "http" else (*_FREE, "reward_model.target")  # a server may move
     return _differences(then, plain(dataclasses.asdict(now)), free)
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON gives it back: tuples become lists, and keys text (a label_map may have numbers)."""
+    """Return a value after a JSON round trip: tuples become lists, and keys strings.
+
+    The keys of a label_map may be numbers.
+    """
     return json.loads(json.dumps(value))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str], prefix: str = "") -> list[str]:
-    """Dotted keys of settings that differ, with both values; those that are ``free`` to left out."""
+    """Return the dotted keys of changed settings, with both values, except the ``free`` ones."""
     found = []
     for key in sorted({*old, *new}):
         if f"{prefix}{key}" in free:

@@ -1,4 +1,4 @@
-"""Going back to the best state of a run: to go on from it after a collapse, or to export it at the end."""
+"""Return to the best state of a run: to continue from it after a collapse, or to export it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from alphaalign_jax.types import TrainState
 def go_back(
     checkpoints: Checkpoints, iteration: Iteration, state: TrainState, best: int, factor: float
 ) -> tuple[TrainState, float]:
-    """Return checkpoint ``best`` as the state that goes on from the step of ``state``, and its learning rates' scale.
+    """Return checkpoint ``best`` as a state that continues at the step of ``state``, and a scale.
 
-    Weights, their average, moments and the KL coefficient are the checkpoint's. The step is not, so the prompts and
-    the noise that led to the collapse are not met again, and the run does not get longer. Nor are the places on the
-    schedules, whose rates are ``factor`` times what they were.
+    The weights, their average, the moments and the KL coefficient come from the checkpoint. The step does
+    not. So the run does not meet the prompts and noise of the collapse again, and does not get longer.
+    The positions on the learning-rate schedules are kept too, but all rates are multiplied by
+    ``factor``. The returned scale is the total factor on the actor's rate.
 
-    ``state`` is deleted first: two states may not fit in memory. Raises CheckpointError if the checkpoint cannot be
-    read.
+    ``state`` is deleted first, because two states may not fit in memory. Raise CheckpointError if the
+    checkpoint cannot be read.
     """
     steps, step = iteration.steps, int(state.step)
     states = {name: getattr(state, name) for name in ("actor_opt", "critic_opt")}
     places = {name: to_host(optimizer.scheduled(opt)) for name, opt in states.items() if opt is not None}
-    checkpoints.wait()  # a save of this state may be under way
+    checkpoints.wait()  # a save of this state may be in progress
     for leaf in jax.tree.leaves(state):
         leaf.delete()
     state = checkpoints.read(best, steps.abstract_state(best))
@@ -47,10 +48,10 @@ def go_back(
 def choose(
     checkpoints: Checkpoints, iteration: Iteration, state: TrainState, best: int, say: Callable[[str], Any]
 ) -> tuple[Params, int]:
-    """Return the weights that are the result of a run that ends with ``state``, and their step.
+    """Return the result weights of a run that ends with ``state``, and their step.
 
-    They are ``TrainState.result`` of checkpoint ``best``. If it cannot be read they are those of ``state``, which is
-    said: an export that is not the best is better than none.
+    They are the ``TrainState.result`` of checkpoint ``best``. If it cannot be read, report that and
+    return those of ``state``: a worse export is better than none.
     """
     last = int(state.step)
     if best == last:

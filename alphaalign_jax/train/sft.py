@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: the format warm-up, and the trainer for supervised baselines.
+"""Supervised fine-tuning, for the format warm-up and for supervised baselines.
 
-The warm-up teaches a model too small to follow the template how an answer looks, never when to refuse: refusals come at
-one rate for harmful and benign prompts, and the draw is made afresh every step so that none can be learned by heart.
+The warm-up is for models too small to follow the template. It teaches the response format, but never when
+to refuse: harmful and benign prompts have the same refusal rate, and each step draws the refusals again,
+so that none can be memorised.
 """
 
 from __future__ import annotations
@@ -28,17 +29,24 @@ from alphaalign_jax.shapes import common_slots, fitting_slots, paired_slots
 from alphaalign_jax.train import objectives, optimizer
 from alphaalign_jax.types import Examples
 
-Responses = Callable[[np.ndarray, int], Sequence[str]]  # rows of the prompt set [B], step -> their response texts
+# (row indices of the prompt set [B], step) -> their response texts
+Responses = Callable[[np.ndarray, int], Sequence[str]]
 
 
 def micro_batch(settings: config.Warmup, layout: Layout) -> int:
-    """Examples of a gradient-accumulation slice; 0: all at once. ValueError where they do not divide over the mesh."""
+    """Return the number of examples in a gradient-accumulation slice; 0: all at once.
+
+    Raise ValueError if they do not divide over the mesh.
+    """
     layout.check("warmup.batch", (settings.batch,), ("batch",))
     return objectives.even_slice(settings.batch, settings.micro_batch, layout.size("batch"), "warmup.micro_batch")
 
 
 def steps(settings: config.Warmup, examples: int) -> int:
-    """Optimizer steps of a training on so many examples."""
+    """Return the number of optimizer steps for ``examples`` examples.
+
+    Raise ValueError if it exceeds int32.
+    """
     found = math.ceil(settings.epochs * examples / settings.batch)
     if found > np.iinfo(np.int32).max:
         raise ValueError(f"warmup.epochs={settings.epochs:g} are {found} steps: expected fewer")
@@ -46,10 +54,10 @@ def steps(settings: config.Warmup, examples: int) -> int:
 
 
 class Supervised:
-    """Maximum-likelihood training of responses given prompts."""
+    """Maximum-likelihood training on responses to prompts."""
 
     def __init__(self, run: config.Config, network: Network, layout: Layout, examples: int):
-        """``examples``: of the prompt set to be trained on."""
+        """Set up the optimizer and the compiled update. ``examples``: size of the prompt set."""
         settings = run.warmup
         self.steps = steps(settings, examples)
         self.settings, self.network, self.layout, self.chunk = settings, network, layout, run.algorithm.logprob_chunk
@@ -83,15 +91,15 @@ class Supervised:
         longest: int,
         on_step: Callable[[int, dict[str, float]], None],
     ) -> Params:
-        """Return trained weights; ``params`` is donated.
+        """Return the trained weights; ``params`` is donated.
 
         ``longest``: tokens of the longest response, from ``check_responses``. ``on_step`` is called with
         (step, metrics).
         """
         weights = (params, optimizer.init(self.tx, self.network, params, self.layout))
         order = PromptOrder(len(prompts), self.settings.batch, self.seed)
-        # Plain log-likelihood over all vocabulary rows: those without a token are pushed down here, so that the
-        # model does not draw them elsewhere, where nothing masks them.
+        # Plain log-likelihood over all vocabulary rows. It pushes down rows without a token, so
+        # that the model does not draw them in other code, which does not mask them.
         sampling = Sampling.create()
         for step in range(self.steps):
             began = time.perf_counter()
@@ -99,8 +107,8 @@ class Supervised:
             encoded = encode_responses(responses(index, step), tokenizer, stop_id)
             slots = self._slots(prompts, index, max(map(len, encoded)), longest)
             batch = supervised_batch(prompts, encoded, index, slots, self.layout)
-            # Counted here: on CPU, a sum over the devices that nothing else waits for may run beside others until all
-            # threads wait for each other.
+            # Counted on the host. On CPU, a sum over the devices that nothing waits for may run
+            # concurrently with other collectives and deadlock.
             total = Denominator(np.float32(sum(map(len, encoded))), np.float32(len(encoded)))
             weights, metrics = self.update(weights, batch, total, sampling)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
@@ -110,7 +118,7 @@ class Supervised:
         return weights[0]
 
     def _slots(self, prompts: PromptSet, index: np.ndarray, response: int, longest: int) -> tuple[int, int]:
-        """Return the prompt and the response slots of a step's batch, of which few pairs occur."""
+        """Return the prompt and response slots of a step's batch. Few distinct pairs occur."""
         widest = prompts.slots()
         if common_slots(widest, longest) is not None:
             return widest, fitting_slots(response, self.bucket, longest)
@@ -118,13 +126,14 @@ class Supervised:
 
 
 def check_responses(prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int) -> int:
-    """Return the tokens of the longest response.
+    """Return the number of tokens of the longest response.
 
-    Raise ValueError for one that spells a control token or is too long for the model with its prompt.
+    Raise ValueError if a response contains the text of a control token, or is too long for the model
+    together with its prompt.
 
     Args:
-      possible: for each prompt, all responses that it may be given.
-      max_positions: of the model.
+      possible: for each prompt, all responses that it may get.
+      max_positions: the model's maximum number of positions.
     """
     control, longest = control_texts(tokenizer), 0
     for row, tail, texts in zip(prompts.rows, prompts.tails, possible, strict=True):
@@ -142,14 +151,14 @@ def check_responses(prompts: PromptSet, possible: Sequence[Sequence[str]], token
 
 
 def encode_responses(texts: Sequence[str], tokenizer: Any, stop_id: int) -> list[list[int]]:
-    """Token ids of each response, stop token included: without it a policy never learns to end."""
+    """Return the token ids of each response with the stop token, so that a policy learns to end."""
     return [tokenizer(text, add_special_tokens=False)["input_ids"] + [stop_id] for text in texts]
 
 
 def supervised_batch(
     prompts: PromptSet, responses: Sequence[list[int]], index: np.ndarray, slots: tuple[int, int], layout: Layout
 ) -> Examples:
-    """Return right-padded examples on the mesh, with ``slots`` for the prompt and the response of each."""
+    """Return right-padded examples on the mesh. ``slots``: prompt slots and response slots."""
     tokens = np.zeros((len(responses), 1, slots[1]), np.int32)
     sampled = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(responses):

@@ -1,8 +1,7 @@
 """The compiled steps of a run.
 
-Each is one jitted function of arrays; the loop calls them in order and reads top to bottom.
-
-Settings, networks and layouts are fixed when ``Steps`` is made; sampling settings and keys are traced.
+Each step is one jitted function of arrays; the loop calls them in order. Settings, networks and layouts
+are fixed when ``Steps`` is created. Sampling settings and random keys are traced.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from alphaalign_jax.types import (
 
 
 class Steps:
-    """Everything that runs on the mesh in a training step."""
+    """All computations of a training step on the mesh, apart from sampling."""
 
     def __init__(self, config: Config, actor: Network, critic: Network | None, layout: Layout):
         if get_estimator(config.algorithm.advantage).critic != (critic is not None):
@@ -60,9 +59,9 @@ class Steps:
                 f"algorithm.advantage={config.algorithm.advantage!r} and a critic of {critic} do not go together"
             )
         self.config, self.actor, self.critic, self.layout = config, actor, critic, layout
-        # The actor stands still while a critic warms up: its first update is in this step.
+        # The step of the actor's first update; before it, a critic may warm up.
         self.actor_from = config.algorithm.critic_warmup if critic is not None else 0
-        # Optimizer steps of a step, and of the whole run.
+        # Optimizer steps in a training step, and in the whole run.
         self.updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
         self.updates = {
             "actor": max(1, config.steps - self.actor_from) * self.updates_a_step,
@@ -78,7 +77,7 @@ class Steps:
         self.average = compiled(self._average, layout, name="average", donate_argnums=0)
 
     def _check(self) -> None:
-        """Everything divides over the mesh; raises ValueError with the numbers."""
+        """Raise ValueError, with the numbers, unless weights and batches divide over the mesh."""
         settings = self.config
         for name, network in (("actor", self.actor), ("critic", self.critic)):
             if network is not None:
@@ -89,7 +88,7 @@ class Steps:
         self.layout.check("prompts of a mini-batch", (minibatch,), ("batch",))
 
     def init_state(self, actor: Params, critic: Params | None) -> TrainState:
-        """The state before the first step. The weights are handed over: nobody else may use them afterwards."""
+        """Return the state before the first step. It owns ``actor`` and ``critic`` from then on."""
         copy = lambda wanted: jax.tree.map(jnp.copy, actor) if wanted else None
         state = TrainState(
             step=self.scalar(0, jnp.int32),
@@ -105,18 +104,19 @@ class Steps:
         return self.settled(state)
 
     def settled(self, state: TrainState) -> TrainState:
-        """The state with the reference where it waits between uses."""
+        """Return the state with the reference in host memory if ``algorithm.reference_on_host``."""
         if not self.config.algorithm.reference_on_host:
             return state
         return state.replace(reference=jax.device_put(state.reference, host_memory(self._reference_shardings)))
 
     def scalar(self, value: float, dtype: Any) -> Array:
-        """A scalar on every device of the mesh, as a restored one is."""
-        # Not of a JAX array: on a process with one device JAX 0.10 makes of it what Orbax cannot save.
+        """Return a scalar that is replicated over the mesh, like one from a checkpoint."""
+        # From NumPy, not a JAX array: with one device per process, JAX 0.10 turns the latter into an
+        # array that Orbax cannot save.
         return jax.device_put(np.asarray(value, dtype), self.layout.replicated)
 
     def abstract_state(self, step: int) -> TrainState:
-        """Shapes, dtypes and shardings of the state after ``step`` steps: what a checkpoint is restored into."""
+        """Return shapes, dtypes and shardings of the state after ``step`` steps, for a restore."""
         struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         def network_and_optimizer(network: Network | None, tx):
@@ -152,7 +152,7 @@ class Steps:
         return Rollout(slots(jnp.int32), rows(jnp.int32), rows(jnp.int32), slots(jnp.bool_), slots(jnp.float32))
 
     def _micro_batch(self, rows: Examples | TrainBatch) -> int:
-        """Prompts of a slice of ``rows``."""
+        """Return the number of prompts in a gradient slice of ``rows``; 0: all at once."""
         size, *response = rows.tokens.shape
         slots = rows.prompts.tokens.shape[1] + math.prod(response)
         return objectives.micro_batch(self.config.algorithm, size, slots, self.layout.size("batch"))
@@ -166,7 +166,7 @@ class Steps:
     def score(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
     ) -> dict[str, Array]:
-        """``_forward`` with the reference's weights on the devices."""
+        """Run ``_forward`` with the reference's weights on the devices."""
         if self.config.algorithm.reference_on_host:
             state = state.replace(reference=jax.device_put(state.reference, self._reference_shardings))
         return self.forward(state, prompts, tokens, sampled, sampling, policy=policy)
@@ -174,8 +174,11 @@ class Steps:
     def _forward(
         self, state: TrainState, prompts: Prompts, tokens: Array, sampled: Array, sampling: Sampling, *, policy: bool
     ) -> dict[str, Array]:
-        """The policy's log-probs (if asked for), the reference's and values, where there are such networks: all that is
-        fixed before the update. float32 [B, G, T] each."""
+        """Return everything that is fixed before the update, float32 [B, G, T] each.
+
+        These are the policy's log-probs if ``policy`` is set, the reference's log-probs if there is a
+        reference, and the values if there is a critic.
+        """
         settings = self.config.algorithm
 
         def score(part: Examples) -> dict[str, Array]:
@@ -193,7 +196,7 @@ class Steps:
             return scored
 
         rows = Examples(prompts, tokens, sampled)
-        # At most a mini-batch at a time: the logits of all rows would take more memory than any update.
+        # At most one mini-batch at a time: logits of all rows would need more memory than an update.
         minibatch = tokens.shape[0] // settings.minibatches
         return objectives.map_rows(score, rows, self._micro_batch(rows) or minibatch)
 
@@ -206,9 +209,9 @@ class Steps:
         helpfulness: Array,
         scored: dict[str, Array],
     ) -> tuple[TrainBatch, Scores, Metrics, Array]:
-        """Rewards, advantages and targets; metrics; the KL controller's next coefficient.
+        """Compute rewards, advantages, targets, metrics and the KL controller's next coefficient.
 
-        ``helpfulness`` float32 [B, G].
+        ``helpfulness``: reward-model scores, float32 [B, G].
         """
         settings = self.config.algorithm
         scores, counts = self.rewards(prompts.label, verdict, helpfulness)
@@ -218,7 +221,7 @@ class Steps:
         old_logprob = rollout.logprob if settings.old_logprob == "sampler" else scored["logprob"]
         slots = trained_slots(rollout.sampled, reward=scores.reward, truncated=truncated, truncation=settings.truncated)
         kl = kl_penalty(old_logprob, ref_logprob, kind="k1") if settings.kl_in_reward else None
-        reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # such rows have no slots left
+        reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # NaN rows have no trained slots
         rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=kl_coef)
         weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
@@ -252,7 +255,10 @@ class Steps:
     def _advantages(
         self, label: Array, refusal: Array, rewards: Array, slots: Array, value: Array, truncated: Array
     ) -> tuple[Advantage, Metrics]:
-        """Return the configured estimate of ``rewards`` float32 [B, G, T], over ``slots`` bool [B, G, T]."""
+        """Return the configured advantage estimate, and metrics of its balancing by label.
+
+        ``rewards`` float32 [B, G, T]. ``slots`` bool [B, G, T]: the trained slots.
+        """
         settings, reward = self.config.algorithm, self.config.reward
         given = {"gamma": settings.gamma, "lam": settings.lam, "std_floor": settings.std_floor}
         given |= {"anchors": decision_rewards(label, r_f=reward.r_f, r_a=reward.r_a), "anchor": settings.anchor}
@@ -260,7 +266,7 @@ class Steps:
             given["values"] = value
             if settings.truncated == "bootstrap":
                 given["bootstrap"] = bootstrap_value(value, slots, truncated)
-        if reward.helpfulness == "raw":  # the reward is then as exact as the reward model's scores
+        if reward.helpfulness == "raw":  # the reward then has the precision of the raw scores
             given["precision"] = precision_of(self.config.reward_model.dtype)
         estimate = estimate_advantages(settings.advantage, rewards=rewards, sampled=slots, **given)
         if not settings.balance_labels:
@@ -271,9 +277,9 @@ class Steps:
         return estimate._replace(advantage=estimate.advantage * factors[:, None, None]), metrics
 
     def rewards(self, label: Array, verdict: Verdict, helpfulness: Array) -> tuple[Scores, Metrics]:
-        """Return R_s, R_h and their sum, with counts.
+        """Return R_s, R_h and their sum, and the counts of the helpfulness reward.
 
-        The sum is NaN where it depends on a score that the reward model could not give.
+        The sum is NaN if it depends on a score that the reward model could not give.
         """
         settings = self.config.reward
         safety = safety_reward(verdict.format, verdict.refusal, label, r_f=settings.r_f, r_a=settings.r_a)
@@ -313,9 +319,9 @@ class Steps:
     def _update_actor(
         self, actor: tuple[Params, Any], batch: TrainBatch, index: Array, sampling: Sampling
     ) -> tuple[tuple, Metrics]:
-        """Optimizer steps of (weights, optimizer state): step m on rows ``index[m]`` of the batch, int32 [M, rows].
+        """Make M optimizer steps on (weights, optimizer state): step m uses rows ``index[m]``.
 
-        The metrics are those of each step, [M].
+        ``index`` int32 [M, rows]: rows of the batch. Each metric is [M], one value for each step.
         """
         settings = self.config.algorithm
         horizon = self.config.rollout.max_new_tokens
@@ -340,10 +346,11 @@ class Steps:
     def _update(
         self, name: str, settings, tx, weights_and_state, objective, batch, index, *, limit: float = 0.0, log_prob=None
     ):
-        """All steps in one program: dispatched one by one, each would hold its temporaries from its dispatch on, and on
-        CPU three mini-batches took three times the memory of one.
+        """Make all optimizer steps in one program.
 
-        ``limit`` and ``log_prob``: of ``objectives.limit_step``; 0 leaves steps as they are.
+        If dispatched separately, each step would hold its temporaries from its dispatch on: on CPU, three
+        mini-batches took three times the memory of one. ``limit`` and ``log_prob``: as for
+        ``objectives.limit_step``; 0 does not limit the steps.
         """
 
         def one(weights_and_state, index):
@@ -364,12 +371,13 @@ class Steps:
         return jax.lax.scan(one, weights_and_state, index)
 
     def _average(self, average: Params, actor: Params, updates: Array) -> Params:
-        """Return the moving average of the weights with the policy's new ones in it.
+        """Return the moving average of the weights, updated with the policy's new weights.
 
-        Steps weigh decay^age, and the weights sum to 1 (Kingma and Ba 2015, section 3). Steps count from the actor's
-        first update: the initial policy has no part in it, however long a critic warmed up or updates were skipped.
+        A step has weight decay^age, normalised to sum to 1 (Kingma and Ba 2015, section 3). Steps count
+        from the actor's first update. So the initial policy has no part in the average, however long a
+        critic warmed up or updates were skipped.
 
-        ``updates`` int32 []: optimizer steps that the actor has made, from its optimizer's state.
+        ``updates`` int32 []: the actor's optimizer steps so far, from its optimizer state.
         """
         decay = jnp.float32(self.config.algorithm.ema_decay)
         steps = jnp.maximum(1, -(-updates // self.updates_a_step))
