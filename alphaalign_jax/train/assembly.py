@@ -46,7 +46,7 @@ class Prepared:
     heldout: PromptSet
     audit: Audit
     memory: memory.Estimate
-    warmup_slots: int  # tokens of the longest possible response in the format warm-up; 0 without one
+    warmup_slots: int  # tokens of the longest possible warm-up response; 0 without a warm-up
     scorer: AsyncScorer | None
 
     @property
@@ -57,7 +57,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The prompts of a run."""
+    """The prompts of a run, as rows."""
 
     train: list[PromptRow]
     validation: list[PromptRow]  # split off the rows of data.train
@@ -115,8 +115,8 @@ def build_scorer(config: Config) -> AsyncScorer | None:
 def open_scorer(config: Config, look: Callable[[str], None] = lambda _: None) -> AsyncScorer | None:
     """Return the reward model once it has scored a first row.
 
-    Raise RewardModelError on all processes if it fails. ``look`` is called about once a second during
-    the wait, with a text that names the wait. It may raise.
+    Raise RewardModelError on all processes if it fails. ``look`` is called about once a second
+    during the wait, with a text that names the wait. It may raise.
     """
     scorer = build_scorer(config)
     if scorer is None:
@@ -172,11 +172,11 @@ def prepare(
     """Open the reward model, read the data and the model, and build the layouts.
 
     A run that ``resumes`` reads neither ``model.path`` nor ``critic.path``: its weights are in its
-    checkpoint, and everything else is in its folder. ``look``: as for ``open_scorer``. ``say`` is called
-    with a warning if memory may be too small.
+    checkpoint, and everything else is in its folder. ``look``: as for ``open_scorer``. ``say`` is
+    called with a warning if memory may be too small.
 
-    Raise ValueError for a config that cannot work, and RewardModelError if the reward model fails on a
-    first row.
+    Raise ValueError for a config that cannot work, and RewardModelError if the reward model fails
+    on a first row.
     """
     mirror = mirror or buckets.Mirror(config.location)
     train_layout, rollout_layout = layouts(config)
@@ -291,7 +291,7 @@ def _check_length(config: Config, spec: ModelSpec, sets: dict[str, PromptSet]) -
         if longest + slots > spec.max_positions:
             room = spec.max_positions - slots
             shorter = "leave the row out"
-            if name != "heldout" and room > 0:  # evaluation never drops
+            if name != "heldout" and room > 0:  # evaluation never drops prompts
                 shorter = f"set data.max_prompt_tokens={room} with data.on_long=drop"
             raise ValueError(
                 f"{name}: the longest prompt has {longest} tokens; with {slots} new ones ({setting}) that is more than "

@@ -13,7 +13,8 @@ import rich.text
 
 ROWS = 9  # odd, so that 50 % has its own row
 COLUMNS = 64
-_STEP_COLUMNS = 6  # maximum columns of a step: two steps over the full width would look like a long run
+# Maximum columns of a step: two steps stretched over the full width would look like a long run.
+_STEP_COLUMNS = 6
 _MARGIN = 7  # "100 % |"
 _BOTH = "*"
 
@@ -37,9 +38,9 @@ class Curve:
 def draw(curves: Sequence[Curve], *, width: int = _MARGIN + COLUMNS) -> list[rich.text.Text]:
     """Return the lines of a chart: the plot, its axis and a legend.
 
-    The chart shows 0 to 100 % over the steps, which count from 1. If there are more steps than columns,
-    each column shows the mean of its steps. Curves without values are omitted; without any curve the
-    result is []. ``width``: columns of the terminal.
+    The chart shows 0 to 100 % over the steps, which count from 1. If there are more steps than
+    columns, each column shows the mean of its steps. Curves without values are omitted; without any
+    curve the result is []. ``width``: columns of the terminal.
     """
     curves = [curve for curve in curves if any(value is not None for value in curve.values)]
     if not curves:

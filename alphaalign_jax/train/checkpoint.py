@@ -65,7 +65,7 @@ class Progress:
     initial: str  # ``provenance.weights_id`` of the initial weights, which are also the reference
     before: dict[str, Any] | None = None  # outcomes at step 0; None before that evaluation
     seconds: float = 0.0  # run time so far
-    evaluated: int = -1  # last step with a periodic evaluation (``looks``); -1: none yet
+    evaluated: int = -1  # step of the last periodic evaluation (``looks``); -1: none yet
     look_at: int = -1  # step at which an alarm requests an evaluation; -1: none
     # {step, score} of each periodic evaluation (``Outcome.score``).
     looks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -114,7 +114,7 @@ def _forgiving(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
 
 
 class Checkpoints:
-    """Training states by step under ``directory``."""
+    """The saved training states of a run, by step, under ``directory``."""
 
     def __init__(self, directory: str | pathlib.Path, settings: config_lib.Checkpoint):
         """Open ``directory`` if it exists.
@@ -154,9 +154,9 @@ class Checkpoints:
     def check(self, config: config_lib.Config, resume: bool, *, extend: bool = False) -> Progress | None:
         """Raise ValueError unless the folder suits the run.
 
-        It must be empty for a new run, and hold checkpoints of this config when resuming. Return the
-        progress of the newest readable checkpoint, None for a new run. Raise CheckpointError if none can be
-        read. ``extend``: see ``resumption.check``.
+        It must be empty for a new run, and hold checkpoints of this config when resuming. Return
+        the progress of the newest readable checkpoint, None for a new run. Raise CheckpointError if
+        none can be read. ``extend``: see ``resumption.check``.
         """
         if not resume and self.steps():
             raise ValueError(
@@ -182,8 +182,8 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress, *, wait: bool = False) -> bool:
         """Start saving ``state`` under its step. An existing checkpoint of it is left unchanged.
 
-        Return False, with nothing done, if a save is in progress and ``wait`` is False: a save that takes
-        longer than the steps between two saves must not hold up training.
+        Return False, with nothing done, if a save is in progress and ``wait`` is False: a save that
+        takes longer than the steps between two saves must not hold up training.
         """
         manager, step = self._open(), int(state.step)
         # All processes must decide alike, because each writes its part.
@@ -244,9 +244,9 @@ class Checkpoints:
     def restore(self, like: Callable[[int], TrainState]) -> tuple[TrainState, Progress, list[str]]:
         """Return the newest intact state, its progress, and messages about damaged checkpoints.
 
-        ``like`` maps a step to the structure to restore into: ShapeDtypeStructs with shardings. Damaged
-        checkpoints are renamed, so that the run can save those steps again. Raise CheckpointError if none
-        can be read.
+        ``like`` maps a step to the structure to restore into: ShapeDtypeStructs with shardings.
+        Damaged checkpoints are renamed, so that the run can save those steps again. Raise
+        CheckpointError if none can be read.
         """
         for step in self.steps():
             try:
@@ -261,8 +261,8 @@ class Checkpoints:
     def read(self, step: int, like: TrainState) -> TrainState:
         """Return the saved state after ``step``.
 
-        ``like``: the structure to restore into, with ShapeDtypeStructs as for ``restore``. Its None fields
-        are not read. Raise CheckpointError if the checkpoint cannot be read.
+        ``like``: the structure to restore into, with ShapeDtypeStructs as for ``restore``. Its None
+        fields are not read. Raise CheckpointError if the checkpoint cannot be read.
         """
         self.wait()
         try:
@@ -275,7 +275,8 @@ class Checkpoints:
     def _read_meta(self, step: int) -> tuple[Progress, dict[str, str]]:
         """Return the progress of ``step`` and the digests of its arrays.
 
-        Raise _Damaged if they are unreadable or altered, and ValueError if another version wrote them.
+        Raise _Damaged if they are unreadable or altered, and ValueError if another version wrote
+        them.
         """
         meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
         said = meta.pop("sha256", None) if isinstance(meta, dict) else None
@@ -305,7 +306,7 @@ class Checkpoints:
                 found = {**self._manager.restore(step, args=ocp.args.Composite(**args))}
             failures = [(name, value) for name, value in found.items() if isinstance(value, Exception)]
             failed = f"{failures[0][0]}: {_reason(failures[0][1])}" if failures else ""
-        except Exception as error:  # a missing folder, the same on all processes, or a storage error
+        except Exception as error:  # a folder that is missing on all processes, or a storage error
             failed = _reason(error)
         everywhere = np.flatnonzero(processes.gather_rows(np.asarray(bool(failed))))
         if len(everywhere):
@@ -355,7 +356,8 @@ def _reason(error: Exception) -> str:
 def _shortened(text: str, length: int) -> str:
     """Return an error's text on one line, shortened to about ``length`` characters.
 
-    Keep the beginning, which names the operation, and the system's reason, which precedes its error code.
+    Keep the beginning, which names the operation, and the system's reason, which precedes its error
+    code.
     """
     text = " ".join(text.split())
     if len(text) <= length:

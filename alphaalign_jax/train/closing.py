@@ -30,8 +30,8 @@ _WIDEST = 110  # maximum columns of running text that stays easy to read
 def report(config: Config, summary: Mapping[str, Any], folder: pathlib.Path, *, width: int) -> list[Any]:
     """Return the parts of the report in printing order: strings, tables and rich texts.
 
-    ``summary``: the contents of ``summary.json``. ``folder``: the run's local records. ``width``: columns
-    of the terminal. No line is wider, unless a single path is.
+    ``summary``: the contents of ``summary.json``. ``folder``: the run's local records. ``width``:
+    columns of the terminal. No line is wider, unless a single path is.
     """
     before = {"all": summary["before"], **summary["before_by_source"]}
     after = {"all": summary["after"], **summary["after_by_source"]}
@@ -48,8 +48,9 @@ def report(config: Config, summary: Mapping[str, Any], folder: pathlib.Path, *, 
 def _refusals(path: pathlib.Path, trained: Mapping[str, Mapping[str, int]], width: int) -> list[rich.text.Text]:
     """Return the chart of the refusal rates in training.
 
-    It covers all recorded steps, including those before a resumption. ``trained``: number of training
-    prompts by source and label. A label without prompts gets no curve, because its recorded rates are 0.
+    It covers all recorded steps, including those before a resumption. ``trained``: number of
+    training prompts by source and label. A label without prompts gets no curve, because its
+    recorded rates are 0.
     """
     records = {record["step"]: record for record in _records(path, "train")}
     steps = range(max(records, default=-1) + 1)

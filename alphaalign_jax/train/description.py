@@ -83,8 +83,8 @@ def rehearse(
 ) -> None:
     """Prepare the run and show its plan, without training or writing anything.
 
-    ``progress``: saved progress of a run that resumes at step ``resumed``, else None. A new run uses a
-    temporary folder. ``look``: as for ``assembly.prepare``.
+    ``progress``: saved progress of a run that resumes at step ``resumed``, else None. A new run
+    uses a temporary folder. ``look``: as for ``assembly.prepare``.
     """
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         place = mirror if progress else buckets.Mirror(scratch)

@@ -25,11 +25,11 @@ Record = Mapping[str, Any]  # a line of samples.jsonl
 def choose(before: Iterable[Record], after: Iterable[Record]) -> list[tuple[Record, Record]]:
     """Return up to ``COUNT`` prompts of an evaluation, each as its records (before, after).
 
-    Choose the first harmful, the first ordinary benign and the first adversarial benign prompt. Then add
-    the first other prompt that is decided wrongly after training, preferably of a label with no mistake
-    among the chosen prompts. If fewer than ``COUNT`` are found, fill up with the remaining prompts, harmful
-    ones first. Quality plays no part, so these are not the best-looking responses. Prompts without both
-    records are skipped.
+    Choose the first harmful, the first ordinary benign and the first adversarial benign prompt.
+    Then add the first other prompt that is decided wrongly after training, preferably of a label
+    with no mistake among the chosen prompts. If fewer than ``COUNT`` are found, fill up with the
+    remaining prompts, harmful ones first. Quality plays no part, so these are not the best-looking
+    responses. Prompts without both records are skipped.
     """
     earlier: dict[str, Record] = {}
     for record in before:
@@ -118,8 +118,8 @@ def one_line(text: str) -> str:
 def _wrapped(text: str, width: int, indent: str, room: int, style: str) -> list[rich.text.Text]:
     """Wrap a text at words into at most ``room`` lines of ``width`` terminal columns.
 
-    If it does not fit, the last line shows the end of the text. All lines are indented, except the first
-    of a heading, which is a text with a ``style``.
+    If it does not fit, the last line shows the end of the text. All lines are indented, except the
+    first of a heading, which is a text with a ``style``.
     """
     columns = max(20, width - len(indent))
     console = rich.console.Console(width=columns)

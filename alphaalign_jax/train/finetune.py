@@ -30,7 +30,8 @@ def run(config: Config, *, data: str | None = None, display: Display | None = No
     """Train for ``warmup.epochs`` and export the model. Return the export directory.
 
     ``data``: a file for ``read_pairs``. All of its rows are used: ``warmup.max_examples`` and
-    ``data.max_prompt_tokens`` apply to the warm-up alone. None: run the format warm-up on ``data.train``.
+    ``data.max_prompt_tokens`` apply to the warm-up alone. None: run the format warm-up on
+    ``data.train``.
     """
     if not config.warmup.epochs:
         raise ValueError("warmup.epochs=0: nothing to train; set --config.warmup.epochs")
@@ -105,9 +106,9 @@ def _material(
 def read_pairs(path: str) -> tuple[list[PromptRow], list[str]]:
     """Return the prompts and the responses of a file.
 
-    Rows are ``{prompt, response}`` or conversations that end with the response. A file is JSONL unless
-    its name ends in .csv or .parquet. Raise ValueError, with file and line, if a row is not a pair of
-    texts.
+    Rows are ``{prompt, response}`` or conversations that end with the response. A file is JSONL
+    unless its name ends in .csv or .parquet. Raise ValueError, with file and line, if a row is not
+    a pair of texts.
     """
     kind = "" if pathlib.PurePath(path).suffix.lower() in (".csv", ".parquet") else "jsonl"
     rows = read(Source(path=path, kind=kind, label="benign", answer_key="response"))

@@ -1,7 +1,7 @@
 """Alarms about a failing run: collapse, reward hacking, and problems that more steps will not fix.
 
-Each alarm watches a metric. It is reported when it switches on, not at every step that it stays on. The
-alarms named in ``guards.stop`` end the run.
+Each alarm watches a metric. It is reported when it switches on, not at every step that it stays on.
+The alarms named in ``guards.stop`` end the run.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Guards:
     def _hacked(self, score: float) -> dict[str, str]:
         """Return the "heldout" alarm: on if evaluations get worse while the training reward rises.
 
-        Both are compared with the best evaluation. Return {} if the reward's window is not full or the
-        limit ``guards.heldout`` is 0.
+        Both are compared with the best evaluation. Return {} if the reward's window is not full or
+        the limit ``guards.heldout`` is 0.
         """
         reward, limit = self._mean(_REWARD), self.settings.heldout
         if reward is None or not limit:

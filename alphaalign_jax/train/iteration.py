@@ -63,8 +63,8 @@ class Iteration:
     def __init__(self, prepared: Prepared, key: jax.Array, *, look: Callable[[str], None] = lambda _: None):
         """Set up the compiled steps, the prompt order and the sampling.
 
-        ``key``: random key of the rollouts, into which each step is folded. ``look`` is called in long
-        waits, on all processes alike, with a text that names the wait. It may raise.
+        ``key``: random key of the rollouts, into which each step is folded. ``look`` is called in
+        long waits, on all processes alike, with a text that names the wait. It may raise.
         """
         self.p, self.config, self.key, self._look = prepared, prepared.config, key, look
         self.steps = Steps(self.config, prepared.actor, prepared.critic, prepared.train_layout)
@@ -77,13 +77,13 @@ class Iteration:
         self._controls = control_texts(prepared.policy.tokenizer)
         # Sampler and trainer were compared: in this process, or before an unchanged resumption.
         self.gap_checked = False
-        self._ahead: tuple[int, _Asked] | None = None  # a step, and its responses from ``TrainState.ahead``
+        self._ahead: tuple[int, _Asked] | None = None  # a step and its responses, sampled early
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], Sampled]:
         """Return the state after ``step``, its metrics, and its samples.
 
-        ``state`` is donated only after the rewards have arrived, so it survives an error of the reward
-        model or of ``look``.
+        ``state`` is donated only after the rewards have arrived, so it survives an error of the
+        reward model or of ``look``.
         """
         clock = _Clock()
         # Restored responses (``ahead``) are an earlier policy's: their gap would mean nothing.
@@ -160,8 +160,8 @@ class Iteration:
     def _responses(self, state: TrainState, step: int) -> tuple[_Asked, Rollout | None]:
         """Return the step's responses and the next step's rollout, None without ``rollout.ahead``.
 
-        The next step's responses are sampled and sent to the reward model before this step awaits its
-        own scores.
+        The next step's responses are sampled and sent to the reward model before this step awaits
+        its own scores.
         """
         if self._ahead is not None and self._ahead[0] == step:
             asked = self._ahead[1]
@@ -205,8 +205,9 @@ class Iteration:
     def _ask_reward_model(self, index: np.ndarray, responses: list[list[Response]]) -> tuple[ScoreFuture, list] | None:
         """Send benign questions with their answers to the reward model.
 
-        Return the pending scores and the place (b, g) of each, or None without a reward model. Harmful
-        prompts and missing answers have nothing to score. Each of n processes sends every n-th prompt.
+        Return the pending scores and the place (b, g) of each, or None without a reward model.
+        Harmful prompts and missing answers have nothing to score. Each of n processes sends every
+        n-th prompt.
         """
         if self.p.scorer is None:
             return None
@@ -241,8 +242,8 @@ class Iteration:
     def updates(self, weights, update, batch, label: np.ndarray, step: int, metrics: dict[str, Any], *extra) -> tuple:
         """Make all optimizer steps on one batch, in epochs of shuffled mini-batches.
 
-        Add their mean metrics to ``metrics``; ``skipped`` is a sum. Return the updated weights and optimizer
-        state, and the metrics of the first mini-batch alone.
+        Add their mean metrics to ``metrics``; ``skipped`` is a sum. Return the updated weights and
+        optimizer state, and the metrics of the first mini-batch alone.
         """
         a, seed = self.config.algorithm, self.config.seed
         order = [minibatches(label, a.minibatches, seed, step=step, epoch=epoch) for epoch in range(a.epochs)]

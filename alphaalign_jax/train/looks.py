@@ -1,7 +1,8 @@
 """Evaluations during a run: responses and records, the schedule of looks, and the best look.
 
-"Looks" are the periodic evaluations of ``eval.every``: of the initial policy, during training, and at the
-end. All use the same prompts, so their scores form one series, which selects the best state of the run.
+"Looks" are the periodic evaluations of ``eval.every``: of the initial policy, during training, and
+at the end. All use the same prompts, so their scores form one series, which selects the best state
+of the run.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class Looks:
         """``key``: random key of all evaluations, into which each step is folded."""
         self.p, self.config, self.key = prepared, prepared.config, key
         self.records, self.display, self.notice = records, display, notice
-        self.named = "held-out" if prepared.validation is None else "validation"  # display name of the score
-        self._given: tuple[tuple, list[Response]] | None = None  # newest responses, with their step and prompts
+        # The score's name in messages.
+        self.named = "held-out" if prepared.validation is None else "validation"
+        # The newest responses, with their step and prompts.
+        self._given: tuple[tuple, list[Response]] | None = None
 
     @property
     def choose(self) -> bool:
@@ -53,7 +56,8 @@ class Looks:
         """Make a look due after ``done`` steps if an alarm requests one.
 
         Ignore the request if neither a rollback nor a stop could follow. Also ignore it within
-        ``guards.window`` steps of the last look, which has already covered some of the alarm's steps.
+        ``guards.window`` steps of the last look, which has already covered some of the alarm's
+        steps.
         """
         guards = self.config.guards
         asked = any(alarm.name in guards.look_on for alarm in alarms)
@@ -138,8 +142,8 @@ class Looks:
 def draw(label: np.ndarray, limit: int, seed: int) -> list[int]:
     """Return the indices of at most ``limit`` prompts, drawn by the seed, in ascending order.
 
-    The draw keeps the set's mix of labels. A plain draw of a few prompts could miss a label, so that the
-    score would be None and the run would have no best state.
+    The draw keeps the set's mix of labels. A plain draw of a few prompts could miss a label, so
+    that the score would be None and the run would have no best state.
 
     ``label``: int [prompts].
     """

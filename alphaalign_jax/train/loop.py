@@ -1,6 +1,7 @@
 """Run training from start to end.
 
-The order is: format warm-up, held-out evaluation, reinforcement learning, held-out evaluation, export.
+The order is: format warm-up, held-out evaluation, reinforcement learning, held-out evaluation,
+export.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from alphaalign_jax.train.records import Records, brief, check_unused, finished,
 from alphaalign_jax.train.sft import Supervised
 from alphaalign_jax.types import TrainState
 
-_ROLLOUT, _EVALUATION = range(2)  # folded into the run's key first, so that no two uses share noise
+# Folded into the run's key first, so that rollouts and evaluations never share noise.
+_ROLLOUT, _EVALUATION = range(2)
 
 
 def train(
@@ -59,14 +61,15 @@ def train(
 ) -> dict[str, Any]:
     """Run ``config`` to its end and return the summary.
 
-    Raise ValueError for a config that cannot work, before anything is compiled, and CheckpointError if
-    the disk is full. These errors save the state first, so that the run can resume: RewardModelError if
-    the reward model is down, GuardError for an alarm in ``guards.stop``, Ended after a request to end.
+    Raise ValueError for a config that cannot work, before anything is compiled, and CheckpointError
+    if the disk is full. These errors save the state first, so that the run can resume:
+    RewardModelError if the reward model is down, GuardError for an alarm in ``guards.stop``, Ended
+    after a request to end.
 
     Args:
-      resume: True continues from the newest checkpoint. "auto" does so if there is one, and leaves a
-        finished run unchanged. "extend" also permits another number of steps with a decaying learning
-        rate, and recomputes the decay.
+      resume: True continues from the newest checkpoint. "auto" does so if there is one, and leaves
+        a finished run unchanged. "extend" also permits another number of steps with a decaying
+        learning rate, and recomputes the decay.
       dry_run: show the plan and return an empty summary, before the first compile.
       command: the command line, stored in the summary so that others can repeat the run.
     """
@@ -105,8 +108,8 @@ def train(
 def _ending_together() -> Iterator[None]:
     """End this process at once after an error that the other processes may not share.
 
-    A normal exit closes the checkpoints, which waits for the other processes, while they may wait for
-    this one in a collective. Errors that all processes raise together propagate normally.
+    A normal exit closes the checkpoints, which waits for the other processes, while they may wait
+    for this one in a collective. Errors that all processes raise together propagate normally.
     """
     try:
         yield
@@ -284,7 +287,8 @@ class Run:
     def _look(self, state: TrainState, done: int) -> TrainState:
         """Run the periodic evaluation if it is due.
 
-        Return the state to continue from: the best one if this one has collapsed and a rollback is left.
+        Return the state to continue from: the best one if this one has collapsed and a rollback is
+        left.
         """
         if not self.looks.due(self.progress, done):
             return state
@@ -305,7 +309,10 @@ class Run:
         return state
 
     def _go_back(self, state: TrainState, done: int, reason: str) -> TrainState:
-        """Return the best state as the one after ``done`` steps."""
+        """Roll back after ``done`` steps. Return the best state, to continue from that step.
+
+        ``reason`` describes the collapse. Raise CheckpointError if the best state cannot be read.
+        """
         best, guards = self.progress.best["step"], self.config.guards
         try:
             state, scale = rollback.go_back(self.checkpoints, self.iteration, state, best, guards.rollback_scale)
@@ -344,8 +351,8 @@ class Run:
     def _save_if_due(self, state: TrainState, done: int) -> None:
         """Save the state if a save is due.
 
-        If an earlier save is still in progress, a "newest" save is postponed to the next step. A "kept" save
-        waits for the earlier one instead.
+        If an earlier save is still in progress, a "newest" save is postponed to the next step. A
+        "kept" save waits for the earlier one instead.
         """
         c = self.config.checkpoint
         self.checkpoints.check_written()

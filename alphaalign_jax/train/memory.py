@@ -1,9 +1,10 @@
 """Estimate a run's device memory from shapes alone, before anything is compiled.
 
-An estimate adds the permanent state and, for each phase, the temporaries alive at its peak: the gradient
-and the optimizer's temporaries, the activations kept for the backward pass, one layer's computation, and
-the logits of a chunk. The factors were fitted to XLA's reports for compiled steps on CPU (2026-11-30), and
-``tests/test_memory.py`` checks them. ``alphaalign plan`` compiles the steps and is exact.
+An estimate adds the permanent state and, for each phase, the temporaries alive at its peak: the
+gradient and the optimizer's temporaries, the activations kept for the backward pass, one layer's
+computation, and the logits of a chunk. The factors were fitted to XLA's reports for compiled steps
+on CPU (2026-11-30), and ``tests/test_memory.py`` checks them. ``alphaalign plan`` compiles the
+steps and is exact.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROOM = 0.9  # an estimate above this share of the limit is a warning
 _FLOAT = 4
 # Live copies of float32 logits [rows, chunk, V]: in a forward pass, with its gradient, in a draw.
 _LOGITS_FORWARD, _LOGITS_BACKWARD, _LOGITS_DRAW = 2.0, 4.2, 3.0
-_UPDATE = 3  # float32 copies of the weights in an update: gradient, updates of moments and of weights
+# Float32 copies of the weights in an update: the gradient, and the changes of moments and weights.
+_UPDATE = 3
 _SCORES = 3  # copies of attention scores in a layer
 
 
@@ -234,7 +236,7 @@ class _Rollout:
 
     config: Config
     spec: ModelSpec
-    layouts: tuple[Layout, Layout]  # of training, the source of the weights' copy, and of the rollout
+    layouts: tuple[Layout, Layout]  # of training, where weights are copied from, and of the rollout
     prefix: int
     prompts: int
     group: int
@@ -353,7 +355,7 @@ def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
     limit = MARGIN if best.tight else ROOM
     enough = lambda found: found.peak <= limit * found.limit
     if not enough(made(config)):
-        for key in reversed(list(chosen)):  # a later saving may have made an earlier one unnecessary
+        for key in reversed(list(chosen)):  # a later saving may make an earlier one unnecessary
             rest = {name: value for name, value in chosen.items() if name != key}
             if enough(made(_changed(config, rest))):
                 chosen = rest
@@ -363,8 +365,8 @@ def advise(config: Config, made: Callable[[Config], Estimate]) -> list[str]:
 def _lowest(config: Config, made: Callable[[Config], Estimate]) -> tuple[dict[str, Any], Estimate]:
     """Return the savings that lower the peak until it is no longer tight, and their estimate.
 
-    Savings are retried after others were taken. Each lowers some phases only, and then another phase may
-    have the highest peak.
+    Savings are retried after others were taken. Each lowers some phases only, and then another
+    phase may have the highest peak.
     """
     chosen: dict[str, Any] = {}
     best = made(config)

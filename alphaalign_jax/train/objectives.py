@@ -62,8 +62,8 @@ def actor_objective(
 ) -> tuple[Array, tuple[Metrics, Array]]:
     """Return PPO's policy loss, with optional entropy and KL terms, metrics and log-probs.
 
-    The loss and the metrics are this part's share of the mini-batch, whose counts are ``total``. The
-    log-probs are those of the loss, float32 [B, G, T].
+    The loss and the metrics are this part's share of the mini-batch, whose counts are ``total``.
+    The log-probs are those of the loss, float32 [B, G, T].
     """
     logp, entropy = policy_logprobs(
         network, params, batch.prompts, batch.tokens, sampling, chunk=settings.logprob_chunk, entropy=True
@@ -136,10 +136,10 @@ def accumulate(
 ) -> tuple[tuple[Array, tuple[Metrics, Any]], Params]:
     """Sum the loss, metrics and gradient of ``objective`` over micro-batches.
 
-    A micro-batch has ``micro`` prompts (0: all at once). The objective returns shares of the whole batch,
-    so the sum does not depend on ``micro``. Next to its metrics it returns arrays with a batch axis, or
-    nothing; they are joined in the batch's order. Micro-batch m of M takes the strided rows m, m + M,
-    m + 2M, ..., so that each one is spread over all devices like the batch.
+    A micro-batch has ``micro`` prompts (0: all at once). The objective returns shares of the whole
+    batch, so the sum does not depend on ``micro``. Next to its metrics it returns arrays with a
+    batch axis, or nothing; they are joined in the batch's order. Micro-batch m of M takes the
+    strided rows m, m + M, m + 2M, ..., so that each one is spread over all devices like the batch.
     """
     size = batch.sampled.shape[0]
     micro = micro or size
@@ -165,8 +165,8 @@ def accumulate(
 def largest_slice(size: int, slots: int, budget: int, shards: int) -> int:
     """Return the largest slice, in prompts, with at most ``budget`` token slots on each shard.
 
-    A prompt has ``slots`` token slots. The slice divides ``size`` and is a multiple of ``shards``. Raise
-    ValueError if one prompt exceeds the budget.
+    A prompt has ``slots`` token slots. The slice divides ``size`` and is a multiple of ``shards``.
+    Raise ValueError if one prompt exceeds the budget.
     """
     if slots > budget:
         raise ValueError(f"algorithm.micro_tokens={budget}: a prompt with its rollouts has {slots} token slots")
@@ -186,8 +186,9 @@ def even_slice(size: int, each: int, shards: int, name: str) -> int:
 def micro_batch(settings: config.Algorithm, size: int, slots: int, shards: int) -> int:
     """Return the number of prompts in a gradient slice; 0: all at once.
 
-    The mini-batch has ``size`` prompts of ``slots`` token slots each, over ``shards`` shards. The settings
-    count per shard, so that a config needs the same memory of each chip on any number of chips.
+    The mini-batch has ``size`` prompts of ``slots`` token slots each, over ``shards`` shards. The
+    settings count per shard, so that a config needs the same memory of each chip on any number of
+    chips.
     """
     if settings.micro_tokens:
         return largest_slice(size, slots, settings.micro_tokens, shards)
@@ -229,10 +230,10 @@ def apply_gradient(
 
     The metrics are ``grad_norm``, the gradient's norm before clipping, and ``skipped``, 1 or 0.
 
-    Weights and moments stay unchanged in two cases. If the loss or the gradient is non-finite, the step
-    is skipped: one NaN in Adam's moments would make every later update NaN. If the mini-batch has no
-    trained token (``total``), its gradient is 0, but earlier moments and weight decay would still move
-    the weights. That case does not count as ``skipped``.
+    Weights and moments stay unchanged in two cases. If the loss or the gradient is non-finite, the
+    step is skipped: one NaN in Adam's moments would make every later update NaN. If the mini-batch
+    has no trained token (``total``), its gradient is 0, but earlier moments and weight decay would
+    still move the weights. That case does not count as ``skipped``.
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -263,15 +264,15 @@ def limit_step(
 ) -> tuple[Params, dict[str, Array]]:
     """Shorten an optimizer step that moves the policy by more than ``limit`` nats per response.
 
-    Adam's steps have the size of the learning rate, however small the gradient is. A change that all
-    prompts share, such as the overall refusal rate, adds up over all weights. One step can therefore turn
-    a policy that refuses some prompts into one that refuses all. Then no group disagrees, so no gradient
-    leads back. This function measures the step by
+    Adam's steps have the size of the learning rate, however small the gradient is. A change that
+    all prompts share, such as the overall refusal rate, adds up over all weights. One step can
+    therefore turn a policy that refuses some prompts into one that refuses all. Then no group
+    disagrees, so no gradient leads back. This function measures the step by
 
         KL = mean over responses of the sum over tokens of (log p_after - log p_before)^2 / 2
 
-    which is the KL divergence to second order, on responses of nearly the same policy. It grows with the
-    square of the step, so a step with KL > limit is multiplied by sqrt(limit / KL).
+    which is the KL divergence to second order, on responses of nearly the same policy. It grows
+    with the square of the step, so a step with KL > limit is multiplied by sqrt(limit / KL).
 
     Args:
         limit: nats per response.
@@ -282,8 +283,8 @@ def limit_step(
         micro: prompts in a slice, as for ``map_rows``.
 
     Returns:
-        The weights and two metrics: ``step_kl``, the KL of the proposed step, and ``step_scale``, the
-        factor on the step. The scale is 0, so no step is made, if the KL is non-finite.
+        The weights and two metrics: ``step_kl``, the KL of the proposed step, and ``step_scale``,
+        the factor on the step. The scale is 0, so no step is made, if the KL is non-finite.
     """
     change = jnp.where(batch.sampled, map_rows(lambda rows: log_prob(after, rows), batch, micro) - logp, 0.0)
     rows = jnp.maximum(jnp.sum(jnp.any(batch.sampled, axis=-1)), 1)

@@ -1,7 +1,7 @@
 """AdamW with global-norm clipping, and the sharding of its state.
 
-Updates are counted twice. After a rollback, Adam's count is restored with its moments. The schedule's
-count continues, so that a decaying learning rate still reaches 0 at the end of the run.
+Updates are counted twice. After a rollback, Adam's count is restored with its moments. The
+schedule's count continues, so that a decaying learning rate still reaches 0 at the end of the run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Scheduled(NamedTuple):
 def schedule(settings: config.Optimizer, updates: int) -> optax.Schedule:
     """Return the learning rate as a function of the update n = 0, 1, ..., ``updates`` - 1.
 
-    It rises linearly over the first ``warmup_steps`` updates, stays constant, and falls linearly over the
-    last share ``decay`` of the updates:
+    It rises linearly over the first ``warmup_steps`` updates, stays constant, and falls linearly
+    over the last share ``decay`` of the updates:
 
         rate * min(1, (n + 1) / warmup_steps) * min(1, (updates - n) / (updates - start))
     """

@@ -30,9 +30,9 @@ from alphaalign_jax.train.records import packages
 def inputs(prepared: Prepared) -> dict[str, str]:
     """Return a fingerprint for each input that every step reads, by the setting that names it.
 
-    The initial weights are not included, because a resumed run reads its weights from the checkpoint.
-    HTTP reward servers cannot be fingerprinted. Raise ValueError if the processes of a cluster read
-    different inputs.
+    The initial weights are not included, because a resumed run reads its weights from the
+    checkpoint. HTTP reward servers cannot be fingerprinted. Raise ValueError if the processes of a
+    cluster read different inputs.
     """
     found = {
         "data.train": _rows(prepared.train),
@@ -92,8 +92,8 @@ def check_resumed(then: Progress, prepared: Prepared, now: dict[str, str]) -> li
 def _check_initial(then: str, prepared: Prepared, path: pathlib.Path) -> None:
     """Raise ValueError if the model at ``path`` differs from the run's initial weights.
 
-    ``then``: their ``weights_id``. A resumed run reads its weights from the checkpoint, so this check is
-    needed only if model.path has changed.
+    ``then``: their ``weights_id``. A resumed run reads its weights from the checkpoint, so this
+    check is needed only if model.path has changed.
     """
     try:
         now = weights_id(hf.load(path, network=prepared.actor, layout=prepared.train_layout)[1])

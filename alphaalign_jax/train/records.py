@@ -56,9 +56,9 @@ class Records:
     def begin(self, resume_step: int | None = None, evaluated: int = -1, looked: bool = True) -> list[str]:
         """Create the files, or continue them from ``resume_step``. Return messages to show.
 
-        When resuming, drop the records that the run will write again: steps from ``resume_step`` on,
-        evaluations after step ``evaluated``, and the evaluation before training unless it is known to
-        have run (``looked``).
+        When resuming, drop the records that the run will write again: steps from ``resume_step``
+        on, evaluations after step ``evaluated``, and the evaluation before training unless it is
+        known to have run (``looked``).
         """
         if not processes.first():  # one process writes for all
             return []
@@ -188,9 +188,9 @@ def _number(value: Any) -> Any:
 def _before(path: pathlib.Path, step: int, evaluated: int, looked: bool) -> tuple[list[str], int]:
     """Return the records to keep when resuming at ``step``, and the number of unparseable lines.
 
-    Keep the warm-up, the evaluation before training if it has run (``looked``), steps below ``step``,
-    and evaluations and rollbacks up to step ``evaluated``. After a power loss, lines may be broken
-    anywhere in the file, not only at its end.
+    Keep the warm-up, the evaluation before training if it has run (``looked``), steps below
+    ``step``, and evaluations and rollbacks up to step ``evaluated``. After a power loss, lines may
+    be broken anywhere in the file, not only at its end.
     """
     if not path.exists():
         return [], 0

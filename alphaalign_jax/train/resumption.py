@@ -32,8 +32,8 @@ _ROUNDS += ("rollout.fewest_rows", "rollout.scan_layers", "model.attention", "me
 def check(then: dict[str, Any], now: Config, step: int, *, extend: bool = False) -> None:
     """Raise ValueError, which names the keys, if config ``now`` cannot continue a run at ``step``.
 
-    ``then``: the run's config. If a learning rate decays over the run, the number of steps must stay the
-    same, unless ``extend`` is set.
+    ``then``: the run's config. If a learning rate decays over the run, the number of steps must
+    stay the same, unless ``extend`` is set.
     """
     differing = [line for line in _lasting(then, now) if not line.startswith((*_ROUNDS, *_PLACES))]
     if _function(then["reward_model"]) != _function(dataclasses.asdict(now.reward_model)):

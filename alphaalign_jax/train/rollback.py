@@ -22,13 +22,13 @@ def go_back(
 ) -> tuple[TrainState, float]:
     """Return checkpoint ``best`` as a state that continues at the step of ``state``, and a scale.
 
-    The weights, their average, the moments and the KL coefficient come from the checkpoint. The step does
-    not. So the run does not meet the prompts and noise of the collapse again, and does not get longer.
-    The positions on the learning-rate schedules are kept too, but all rates are multiplied by
-    ``factor``. The returned scale is the total factor on the actor's rate.
+    The weights, their average, the moments and the KL coefficient come from the checkpoint. The
+    step does not. So the run does not meet the prompts and noise of the collapse again, and does
+    not get longer. The positions on the learning-rate schedules are kept too, but all rates are
+    multiplied by ``factor``. The returned scale is the total factor on the actor's rate.
 
-    ``state`` is deleted first, because two states may not fit in memory. Raise CheckpointError if the
-    checkpoint cannot be read.
+    ``state`` is deleted first, because two states may not fit in memory. Raise CheckpointError if
+    the checkpoint cannot be read.
     """
     steps, step = iteration.steps, int(state.step)
     states = {name: getattr(state, name) for name in ("actor_opt", "critic_opt")}

@@ -1,8 +1,8 @@
 """Supervised fine-tuning, for the format warm-up and for supervised baselines.
 
-The warm-up is for models too small to follow the template. It teaches the response format, but never when
-to refuse: harmful and benign prompts have the same refusal rate, and each step draws the refusals again,
-so that none can be memorised.
+The warm-up is for models too small to follow the template. It teaches the response format, but
+never when to refuse: harmful and benign prompts have the same refusal rate, and each step draws the
+refusals again, so that none can be memorised.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Supervised:
 def check_responses(prompts: PromptSet, possible: Sequence[Sequence[str]], tokenizer: Any, max_positions: int) -> int:
     """Return the number of tokens of the longest response.
 
-    Raise ValueError if a response contains the text of a control token, or is too long for the model
-    together with its prompt.
+    Raise ValueError if a response contains the text of a control token, or is too long for the
+    model together with its prompt.
 
     Args:
       possible: for each prompt, all responses that it may get.

@@ -1,7 +1,7 @@
 """The compiled steps of a run.
 
-Each step is one jitted function of arrays; the loop calls them in order. Settings, networks and layouts
-are fixed when ``Steps`` is created. Sampling settings and random keys are traced.
+Each step is one jitted function of arrays; the loop calls them in order. Settings, networks and
+layouts are fixed when ``Steps`` is created. Sampling settings and random keys are traced.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Steps:
 
     def scalar(self, value: float, dtype: Any) -> Array:
         """Return a scalar that is replicated over the mesh, like one from a checkpoint."""
-        # From NumPy, not a JAX array: with one device per process, JAX 0.10 turns the latter into an
-        # array that Orbax cannot save.
+        # From NumPy: with one device per process, JAX 0.10 turns a JAX array into one that Orbax
+        # cannot save.
         return jax.device_put(np.asarray(value, dtype), self.layout.replicated)
 
     def abstract_state(self, step: int) -> TrainState:
@@ -176,8 +176,8 @@ class Steps:
     ) -> dict[str, Array]:
         """Return everything that is fixed before the update, float32 [B, G, T] each.
 
-        These are the policy's log-probs if ``policy`` is set, the reference's log-probs if there is a
-        reference, and the values if there is a critic.
+        These are the policy's log-probs if ``policy`` is set, the reference's log-probs if there is
+        a reference, and the values if there is a critic.
         """
         settings = self.config.algorithm
 
@@ -196,7 +196,7 @@ class Steps:
             return scored
 
         rows = Examples(prompts, tokens, sampled)
-        # At most one mini-batch at a time: logits of all rows would need more memory than an update.
+        # At most one mini-batch at a time: all rows' logits would need more memory than any update.
         minibatch = tokens.shape[0] // settings.minibatches
         return objectives.map_rows(score, rows, self._micro_batch(rows) or minibatch)
 
@@ -221,7 +221,8 @@ class Steps:
         old_logprob = rollout.logprob if settings.old_logprob == "sampler" else scored["logprob"]
         slots = trained_slots(rollout.sampled, reward=scores.reward, truncated=truncated, truncation=settings.truncated)
         kl = kl_penalty(old_logprob, ref_logprob, kind="k1") if settings.kl_in_reward else None
-        reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)  # NaN rows have no trained slots
+        # Rows with a NaN reward have no trained slots, so 0 has no effect.
+        reward = jnp.where(jnp.isnan(scores.reward), 0.0, scores.reward)
         rewards, unrewarded = token_rewards(reward, slots, kl=kl, kl_coef=kl_coef)
         weight, tis = jnp.ones_like(old_logprob), {}
         if settings.sampler_cap:
@@ -348,8 +349,8 @@ class Steps:
     ):
         """Make all optimizer steps in one program.
 
-        If dispatched separately, each step would hold its temporaries from its dispatch on: on CPU, three
-        mini-batches took three times the memory of one. ``limit`` and ``log_prob``: as for
+        If dispatched separately, each step would hold its temporaries from its dispatch on: on CPU,
+        three mini-batches took three times the memory of one. ``limit`` and ``log_prob``: as for
         ``objectives.limit_step``; 0 does not limit the steps.
         """
 
@@ -373,9 +374,9 @@ class Steps:
     def _average(self, average: Params, actor: Params, updates: Array) -> Params:
         """Return the moving average of the weights, updated with the policy's new weights.
 
-        A step has weight decay^age, normalised to sum to 1 (Kingma and Ba 2015, section 3). Steps count
-        from the actor's first update. So the initial policy has no part in the average, however long a
-        critic warmed up or updates were skipped.
+        A step has weight decay^age, normalised to sum to 1 (Kingma and Ba 2015, section 3). Steps
+        count from the actor's first update. So the initial policy has no part in the average,
+        however long a critic warmed up or updates were skipped.
 
         ``updates`` int32 []: the actor's optimizer steps so far, from its optimizer state.
         """
