@@ -1,4 +1,4 @@
-"""Build everything a run needs from its config, and check it before anything is compiled."""
+"""Build all that a run needs from its config, with every check possible before the first compile."""
 
 from __future__ import annotations
 

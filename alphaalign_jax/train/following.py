@@ -40,8 +40,8 @@ def supervised(
 ) -> Callable[[int, Mapping[str, float]], None]:
     """Return the ``on_step`` callback of supervised training.
 
-    It records metrics and raises GuardError if an alarm stops the training. Supervised training
-    saves no state to resume from.
+    It records metrics, and raises GuardError if the alarm about skipped updates stops the training.
+    Supervised training saves no state to resume from.
     """
     guards = Guards(settings)
 

@@ -106,7 +106,7 @@ def train(
 
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
-    """End this process at once after an error that the other processes may not share.
+    """End a process of a cluster at once after an error that other processes may not share.
 
     A normal exit closes the checkpoints, which waits for the other processes, while they may wait
     for this one in a collective. Errors that all processes raise together propagate normally.
@@ -227,7 +227,7 @@ class Run:
         looked = self.progress.before is not None
         for line in (*damaged, *self.records.begin(int(state.step), self.progress.evaluated, looked)):
             self.display.say(line)
-        # The first step checked the gap; it is complete if the step is above 0.
+        # The gap is checked in the first step, which is complete once the step count is above 0.
         self.iteration.gap_checked = self.as_it_was and int(state.step) > 0
         self.guards = Guards(self.config.guards, self.progress.guards)
         # Earlier scores are of other prompts if the limit has changed.
@@ -309,7 +309,7 @@ class Run:
         return state
 
     def _go_back(self, state: TrainState, done: int, reason: str) -> TrainState:
-        """Roll back after ``done`` steps. Return the best state, to continue from that step.
+        """Roll back after ``done`` steps. Return the best state, which replaces the current one.
 
         ``reason`` describes the collapse. Raise CheckpointError if the best state cannot be read.
         """

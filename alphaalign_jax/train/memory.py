@@ -212,7 +212,7 @@ class _Step:
         layer = _part(self.network.axes["layers"], self.network.shapes()["layers"], beside) / s.num_layers
         table = s.vocab_size * s.hidden_size / self.layout.size("vocab")
         used = (table + layer) * (size + _FLOAT * gradient)  # the embedding and the active layer
-        # The head is gathered in float32 too. Its gradient is a chunk's plus the sum over chunks.
+        # The head is gathered in float32, as stored. Its gradient: a chunk's plus the sum over all.
         if self.network.head == "lm":
             used += table * (size + _FLOAT + 2 * _FLOAT * gradient)
         return used
