@@ -1,4 +1,7 @@
-"""Build all that a run needs from its config, with every check possible before the first compile."""
+"""Build everything a run needs from its config.
+
+All checks that need no compiled program are made here, before the first compile.
+"""
 
 from __future__ import annotations
 
