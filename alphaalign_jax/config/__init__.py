@@ -1,8 +1,9 @@
 """The settings of a run.
 
-A config file (``configs/*.py``) has ``get_config(arg) -> ConfigDict``: it calls ``defaults()`` and changes fields. The
-command line changes them again (``--config.rollout.group=4``). ``resolve`` turns the result into the frozen dataclasses
-of ``settings``, which is all that the code reads.
+A config file (``configs/*.py``) defines ``get_config(arg) -> ConfigDict``, which calls
+``defaults()`` and changes fields. The command line can change them again
+(``--config.rollout.group=4``). ``resolve`` turns the result into the frozen dataclasses of
+``settings``; the rest of the code reads only these.
 """
 
 from alphaalign_jax.config.loading import defaults, load, override, read, resolve

@@ -1,4 +1,4 @@
-"""Settings of a chat template: a fixed date, and arguments of the template's own."""
+"""Settings of a chat template: a fixed date, and arguments that the template defines."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 from typing import Any
 
 DEFAULT_DATE = "2024-07-26"
-# How people write what JSON writes as false, true and null. As text, "False" would be true to a template.
+# Common spellings of JSON's false, true and null. A template would treat the text "False" as true.
 _WORDS = {"false": False, "true": True, "none": None, "null": None, "no": False, "yes": True, "off": False, "on": True}
-# Variables that a template is always given.
+# Variables that every template receives.
 _OWN_ARGUMENTS = ("messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now")
 
 
@@ -19,11 +19,12 @@ class ChatSettings:
     """Settings of a chat template.
 
     Attributes:
-      date: ISO date that the template is given as today's. Templates that read the clock would write another prompt
-        tomorrow, and a run that is resumed past midnight would train on other tokens. The default is the date that
-        Llama 3's template itself falls back to.
-      args: arguments of the template, as ``name=value``; a value that is JSON is read as such (``3``), and so are
-        false, no, off and their like in any case; any other is text. Qwen3: ``enable_thinking=false``.
+      date: ISO date that the template gets as today's date. With the clock's date, a template would
+        write another prompt tomorrow, and a run resumed after midnight would train on other tokens.
+        The default is the fallback date of Llama 3's own template.
+      args: arguments of the template, as ``name=value``. JSON values (``3``) are parsed, and so are
+        false, no, off and similar words in any case. Other values are text. Example for Qwen3:
+        ``enable_thinking=false``.
     """
 
     date: str = DEFAULT_DATE
@@ -51,7 +52,7 @@ class ChatSettings:
 
     @classmethod
     def of(cls, recorded: dict[str, Any]) -> ChatSettings:
-        """The settings that ``to_json`` gave. Raises ValueError for anything else."""
+        """Return the settings that ``to_json`` recorded. Raise ValueError for anything else."""
         if not isinstance(recorded, dict) or recorded.keys() != {"date", "args"}:
             raise ValueError(f"{recorded!r:.80}: expected date and args")
         args = recorded["args"]
@@ -61,7 +62,7 @@ class ChatSettings:
         return {"date": self.date, "args": list(self.args)}
 
     def variables(self) -> dict[str, Any]:
-        """Return the template's variables."""
+        """Return the variables to pass to the template."""
         found: dict[str, Any] = {}
         for pair in self.args:
             name, _, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""Settings that cannot be, or cannot go together: said before anything is loaded or compiled."""
+"""Checks for invalid or incompatible settings, made before anything is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _get(config: Config, key: str) -> Any:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for the first setting out of its range, or that another one rules out."""
+    """Raise ValueError for the first setting that is out of range or incompatible with another."""
     for key, valid in CHOICES.items():
         if _get(config, key) not in valid:
             raise ValueError(f"config.{key}={_get(config, key)!r}: expected one of {', '.join(valid)}")
@@ -126,7 +126,7 @@ def check(config: Config) -> None:
 
 
 def _check_ranges(config: Config) -> None:
-    """Of each number by itself."""
+    """Check the range of each number on its own."""
     within = (
         (_POSITIVE, lambda x: x > 0, "a positive number"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
@@ -145,7 +145,11 @@ def _check_ranges(config: Config) -> None:
 
 
 def _check_target(config: Config) -> None:
-    """Whether or not it is read: it is written down with the config. Of a path or a name there is nothing to say."""
+    """Check the reward model's target.
+
+    Its URL is checked even if the run does not use it, because it is saved with the config. Paths
+    and names are not checked here.
+    """
     kind, target = config.reward_model.kind, config.reward_model.target
     if not target and kind != "none" and config.reward.helpfulness != "off":
         raise ValueError(f"reward_model.target is empty, and reward_model.kind={kind!r} needs one: {_TARGETS[kind]}")
@@ -159,7 +163,7 @@ def _check_target(config: Config) -> None:
 
 
 def _check_slices(config: Config) -> None:
-    """Batches divide into mini-batches, and those into slices of a gradient."""
+    """Check that batches divide into mini-batches, and mini-batches into gradient slices."""
     r, a = config.rollout, config.algorithm
     updates = config.steps * a.epochs * a.minibatches
     if updates > np.iinfo(np.int32).max:
@@ -202,7 +206,7 @@ def _check_guards(config: Config) -> None:
 
 
 def _check_looks(config: Config) -> None:
-    """What the periodic looks decide needs them."""
+    """Check the settings that depend on periodic evaluations (``eval.every``)."""
     g, every = config.guards, config.eval.every
     if config.data.validation and not every:
         raise ValueError(
@@ -218,7 +222,7 @@ def _check_looks(config: Config) -> None:
 
 
 def _check_algorithm(config: Config) -> None:
-    """Numbers that the losses and estimators would refuse, or not read, once everything is compiled."""
+    """Check numbers that losses and estimators would reject or ignore, but only after compilation."""
     a = config.algorithm
     gae = a.advantage == "gae"
     if not gae and a.lam != 1.0:

@@ -1,4 +1,4 @@
-"""From a config file and the command line to checked settings."""
+"""Load a config file and command-line overrides into checked settings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from alphaalign_jax.config.checks import check
 from alphaalign_jax.config.settings import Config
 
 _NUMBERS = tuple[float, ...]
-# What devices compute with. A float beyond is infinite or 0 there, an integer an error of whatever meets it first.
+# Ranges of the devices' number types. Beyond them a float would become infinite or 0, and an
+# integer would fail in whichever code converts it first.
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _INTS = np.iinfo(np.int32)
 
 
 def defaults() -> ConfigDict:
-    """The default settings as a ConfigDict: typed, and locked so that a misspelt field is an error."""
+    """Return the default settings as a ConfigDict, locked so that a misspelt field is an error."""
     return ConfigDict(_to_dict(Config())).lock()
 
 
@@ -39,12 +40,12 @@ def _to_dict(value: Any) -> Any:
 
 
 def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-    """Config of ``file.py`` or ``file.py:argument`` with dotted overrides, checked."""
+    """Load ``file.py`` or ``file.py:argument``, apply dotted overrides, and check the result."""
     return resolve(read(path, overrides))
 
 
 def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
-    """What ``load`` checks: settings that are there and typed, and may yet be out of range."""
+    """Load as ``load`` does, but skip its checks: values may still be out of range."""
     config = _made(path)
     for key, text in overrides:
         override(config, key, text)
@@ -52,7 +53,7 @@ def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
 
 
 def _made(path: str) -> ConfigDict:
-    """What ``get_config`` of the file returns. Whatever the file does wrong is a ValueError that names it."""
+    """Return the result of the file's ``get_config``. Any failure raises a ValueError that names it."""
     name, _, argument = path.partition(":")
     if not os.path.isfile(name):
         known = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("[!_]*.py"))) or "none in ./configs"
@@ -62,7 +63,7 @@ def _made(path: str) -> ConfigDict:
         raise ValueError(f"--config={path}: expected a Python file with get_config(argument), such as configs/tiny.py")
     spec = importlib.util.spec_from_file_location(f"alphaalign_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
-    # What several configs share lies beside them (configs/_paper.py).
+    # Configs may import modules they share, in the same folder (configs/_paper.py).
     sys.path.insert(0, str(file.parent.resolve()))
     try:
         spec.loader.exec_module(module)
@@ -83,11 +84,11 @@ def _made(path: str) -> ConfigDict:
 
 
 def _fault(file: pathlib.Path, origin: str, error: BaseException) -> str:
-    """What went wrong in a config file, in one line with the file's own."""
+    """Describe a config file's error in one line, with the line number in the file."""
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and file.name in text:  # said by the file, to whoever gives its argument
+    if isinstance(error, ValueError) and file.name in text:  # the file rejects its argument itself
         return text
-    if len(text) > 400:  # of an unknown field: all that there are, and at the end which was meant
+    if len(text) > 400:  # an unknown field: ml_collections lists all fields, then the closest match
         text = f"{text[:200]} ... {text[-200:]}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
     place = f"{file}:{lines[-1]}" if lines else f"{file}"
@@ -95,7 +96,7 @@ def _fault(file: pathlib.Path, origin: str, error: BaseException) -> str:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets ``a.b.c`` from command-line text, typed as the present value is."""
+    """Set ``a.b.c`` from command-line text, parsed to the type of the current value."""
     node: Any = config
     *parents, leaf = key.split(".")
     for i, part in enumerate([*parents, leaf]):
@@ -119,17 +120,18 @@ def _parse(key: str, text: str, kind: type) -> Any:
         return kind(text)
     if kind is not tuple:
         return text
-    # A bare comma-separated list of words, or of numbers where it is to have some; a Python literal for what is nested.
+    # A bare comma-separated list of words, or of numbers if the setting holds numbers. Nested
+    # values need a Python literal.
     if text[:1] not in ("(", "["):
         return tuple(map(float if _hint(key) == _NUMBERS else str, filter(None, text.split(","))))
     found = ast.literal_eval(text)
-    if not isinstance(found, (tuple, list)):  # ("a.jsonl") is the text, whose letters are no sources
+    if not isinstance(found, (tuple, list)):  # ("a.jsonl") is a string, not a tuple
         raise TypeError
     return tuple(found)
 
 
 def _hint(key: str) -> Any:
-    """The type that ``Config`` gives to a key."""
+    """Return the declared type of a key of ``Config``."""
     kind: Any = Config
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
@@ -152,7 +154,10 @@ def _nearest(key: str, config: ConfigDict) -> str:
 
 
 def resolve(config: ConfigDict) -> Config:
-    """Typed, frozen settings; raises ValueError for an unknown key, a wrong type or values that cannot go together."""
+    """Return typed, frozen settings.
+
+    Raise ValueError for an unknown key, a wrong type, or invalid or incompatible values.
+    """
     out = _build(Config, config.to_dict(), "")
     check(out)
     return out
@@ -178,7 +183,10 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
 
 
 def _typed(kind: Any, value: Any, key: str) -> Any:
-    """The value as the setting's type has it: where command line and config files meet, so no number gets past."""
+    """Return the value in the setting's type, or raise ValueError.
+
+    Values from the command line and from config files both pass here, so every number is checked.
+    """
     if kind == _NUMBERS:
         return tuple(_typed(float, item, key) for item in _typed(tuple, value, key))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
