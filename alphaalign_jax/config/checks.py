@@ -222,7 +222,7 @@ def _check_looks(config: Config) -> None:
 
 
 def _check_algorithm(config: Config) -> None:
-    """Check numbers that losses and estimators would reject or ignore, but only after compilation."""
+    """Check numbers that losses and estimators would reject or ignore only after compiling."""
     a = config.algorithm
     gae = a.advantage == "gae"
     if not gae and a.lam != 1.0:

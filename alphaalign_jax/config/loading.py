@@ -53,7 +53,7 @@ def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
 
 
 def _made(path: str) -> ConfigDict:
-    """Return the result of the file's ``get_config``. Any failure raises a ValueError that names it."""
+    """Return the result of the file's ``get_config``. Raise ValueError with its path on failure."""
     name, _, argument = path.partition(":")
     if not os.path.isfile(name):
         known = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("[!_]*.py"))) or "none in ./configs"

@@ -1,4 +1,4 @@
-"""Checks of the URLs in a config, which is saved in checkpoints and summaries: no secrets allowed."""
+"""Checks of URLs in a config, which is saved in checkpoints and summaries: no secrets allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a set of prompts, and what is wrong with it: duplicates, contradicting labels, leaks into evaluation."""
+"""Audit of a set of prompts: counts, duplicates, contradicting labels, leaks into evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 Group = tuple[int, ...]  # indices of rows that share a prompt, ascending
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _EDGE = " \t\n.,;:!?\"'\u2026"
-_SHOWN = 5  # groups of a kind that the readable report spells out
+_SHOWN = 5  # groups of each kind that the readable report lists
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Audit:
 
     Attributes:
       rows: the audited rows.
-      exact_duplicates: groups of rows with the same prompt and earlier turns, character for character.
-      duplicates: groups of rows with the same normalised question (``normalise``); includes the exact ones. Rows that
-        differ in their system turn alone are among them.
-      contradictions: those of ``duplicates`` that hold both labels.
-      by_label: rows of each label name.
-      by_source: source -> rows of each label name.
+      exact_duplicates: groups of rows whose prompt and earlier turns are equal in every character.
+      duplicates: groups of rows with the same normalised question (``normalise``). Includes exact
+        duplicates and rows that differ only in their system turn.
+      contradictions: the groups of ``duplicates`` that contain both labels.
+      by_label: label name -> number of rows.
+      by_source: source -> label name -> number of rows.
       overlap: pairs (i, j): ``rows[i]`` and held-out row j have the same normalised question.
-      heldout: findings about the held-out rows themselves; None without any.
+      heldout: findings about the held-out rows themselves; None if there are none.
     """
 
     rows: tuple[PromptRow, ...]
@@ -46,12 +46,12 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """No duplicates, no contradictions, no overlap."""
+        """Whether there are no duplicates, no contradictions and no overlap."""
         found = self.duplicates or self.contradictions or self.overlap
         return not found and (self.heldout is None or self.heldout.clean)
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, for a run's summary."""
+        """Return the counts for a run's summary."""
         return {
             "by_source": self.by_source,
             "duplicates": len(self.duplicates),
@@ -90,7 +90,7 @@ class Audit:
 
 
 def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit:
-    """Counts, duplicates and contradictions of ``rows``, and their overlap with ``heldout``."""
+    """Find counts, duplicates and contradictions in ``rows``, and the overlap with ``heldout``."""
     keys = [normalise(row.question) for row in rows]
     duplicates = _repeated(keys)
     by_source: dict[str, dict[str, int]] = {}
@@ -110,7 +110,10 @@ def audit(rows: Sequence[PromptRow], heldout: Sequence[PromptRow] = ()) -> Audit
 
 
 def overlap(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> tuple[tuple[int, int], ...]:
-    """All pairs (i, j) such that ``train[i]`` and ``heldout[j]`` have the same normalised question, ascending."""
+    """Return all pairs (i, j), ascending, such that ``train[i]`` and ``heldout[j]`` ask the same.
+
+    Questions are compared after normalisation (``normalise``).
+    """
     places = defaultdict(list)
     for j, row in enumerate(heldout):
         places[normalise(row.question)].append(j)
@@ -118,17 +121,17 @@ def overlap(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> tuple[t
 
 
 def normalise(prompt: str) -> str:
-    """The prompt without what does not change its meaning: case, width, quote style, spacing, punctuation at the ends.
+    """Remove differences in case, width, quote style, spacing, and punctuation at the ends.
 
     Punctuation inside stays, so that "sort in C" and "sort in C++" are two prompts.
     """
     text = unicodedata.normalize("NFKC", prompt).casefold().translate(_QUOTES)
     text = re.sub(r"\s+", " ", text).strip()
-    return text.strip(_EDGE) or text  # a prompt of punctuation alone stays itself
+    return text.strip(_EDGE) or text  # a prompt of only punctuation stays as it is
 
 
 def name_row(rows: Sequence[PromptRow], i: int) -> str:
-    """Row i as reports name it: its place in its file, else its number counted from 1."""
+    """Return the name of row i for reports: its place in its file, else its number from 1."""
     place = rows[i].place
     return inline(place, len(place)) or f"row {i + 1}"
 

@@ -1,11 +1,12 @@
-"""The built-in demo set: about 900 short prompts written for this project, to try the whole method without a download.
+"""The built-in demo set: about 900 short prompts written for this project.
 
-Three kinds: harmful (in wording only), ordinary benign, and adversarial benign (harmless, in words that harmful
-prompts use too). Many carriers ("How do I ...?", "Explain how to ...") are shared by all three, so that the label is
-never to be had from the carrier. Train and held-out share no carrier: no held-out prompt is an instance of a train
-template, nor the other way round. Fillers may occur in both, and some occur in held-out alone.
+It lets users try the whole method without a download. There are three kinds of prompts: harmful (in
+wording only), ordinary benign, and adversarial benign (harmless, in words that harmful prompts use
+too). All three share many carriers ("How do I ...?", "Explain how to ..."), so that the carrier
+does not give away the label. Train and held-out share no carrier: no held-out prompt is an instance
+of a train template, or the other way round. Fillers may occur in both; some occur only in held-out.
 
-Every benign row has a short true ``answer`` for the warm-up; harmful rows have none.
+Every benign row has a short, true ``answer`` for the warm-up; harmful rows have none.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from alphaalign_jax.types import BENIGN, HARMFUL
 
 SPLITS = ("train", "heldout")
 
-# Acts under each carrier, by split. With the direct sentences these give about 40 % harmful, 40 % ordinary benign and
-# 20 % adversarial benign in train, and a quarter of all prompts in held-out.
+# Acts per carrier, by split. Together with the direct sentences they give about 40 % harmful, 40 %
+# ordinary benign and 20 % adversarial benign in train. Held-out has a quarter of all prompts.
 _HARMFUL_ACTS = {"train": 8, "heldout": 6}
 _BENIGN_ACTS = {"train": 14, "heldout": 8}
 _ADVERSARIAL_ACTS = {"train": 13, "heldout": 10}
@@ -30,10 +31,10 @@ _HELDOUT_ONLY = {"harmful": 20, "benign": 8, "adversarial_benign": 11}  # acts a
 
 @dataclass(frozen=True)
 class Template:
-    """A carrier with its fillings. ``carrier`` and ``answer`` are format strings over the slots of a row."""
+    """A carrier with its fillers. ``carrier`` and ``answer`` are format strings over the slots."""
 
     carrier: str
-    rows: tuple[tuple[tuple, str], ...]  # (slots, category) each
+    rows: tuple[tuple[tuple, str], ...]  # (slots, category) of each row
     label: int
     answer: str = ""
 
@@ -43,20 +44,23 @@ class Template:
 
 
 def rows(split: str) -> list[PromptRow]:
-    """The prompts of a split, 'train' or 'heldout', always the same, ordered by template (shuffle before use)."""
+    """Return the prompts of a split, 'train' or 'heldout'.
+
+    The result is always the same, ordered by template: shuffle it before use.
+    """
     return [row for template in templates(split) for row in template.expand(f"demo/{split}")]
 
 
 @functools.cache
 def templates(split: str) -> tuple[Template, ...]:
-    """The templates of a split, 'train' or 'heldout'."""
+    """Return the templates of a split, 'train' or 'heldout'."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     return (*_harmful(split), *_benign(split), *_adversarial(split))
 
 
 def _harmful(split: str) -> Iterator[Template]:
-    # Category by category in turn, so that a window of consecutive acts crosses categories.
+    # Interleave the categories, so that a window of consecutive acts spans several of them.
     acts = [
         ((act,), f"harmful/{category}")
         for column in zip(*demo_harmful.ACTS.values(), strict=True)
@@ -79,17 +83,20 @@ def _adversarial(split: str) -> Iterator[Template]:
     acts = [((act, answer), f"{name}/{kind}") for kind, act, answer in demo_adversarial.ACTS]
     yield from _around_acts(demo_adversarial, split, acts, _ADVERSARIAL_ACTS[split], name, BENIGN, "{1}")
     for kind, carrier, fills in _direct(demo_adversarial, split):
-        # The answer is the last slot of a row.
+        # The last slot of a row is its answer.
         yield Template(carrier, tuple((slots, f"{name}/{kind}") for slots in fills), BENIGN, f"{{{len(fills[0]) - 1}}}")
 
 
 def _around_acts(texts, split: str, acts: list, count: int, kind: str, label: int, answer: str) -> Iterator[Template]:
-    """Each carrier with the next ``count`` acts of an endless round through them: all acts come equally often."""
+    """Yield each carrier with the next ``count`` acts.
+
+    The acts repeat cyclically over all carriers, so that each is used equally often.
+    """
     known, unseen = acts[: -_HELDOUT_ONLY[kind]], acts[-_HELDOUT_ONLY[kind] :]
     if split == "train":
         carriers, order = texts.TRAIN_CARRIERS, known
     else:
-        # Two acts that train has, then one that it has not, for as long as the latter last.
+        # Two acts from train, then one that is new, until the new ones run out.
         carriers = texts.HELDOUT_CARRIERS
         order = [act for two, new in zip(zip(known[::2], known[1::2]), unseen) for act in (*two, new)]
     for i, carrier in enumerate(carriers):

@@ -1,8 +1,9 @@
 """Ordinary benign prompts of the demo set.
 
-Built like ``demo_adversarial``: acts with answers that fit under any carrier, the carriers, and direct sentences.
-In ``TRAIN_DIRECT`` and ``HELDOUT_DIRECT`` the carriers and answers are both templates: (kind, carrier, answer, rows),
-with {0}, {1}, ... the slots of a row. Those with one right answer are in ``demo_benign_exact``; the open ones are here.
+Organised like ``demo_adversarial``: acts with answers that fit any carrier, the carriers, and
+direct sentences. In ``TRAIN_DIRECT`` and ``HELDOUT_DIRECT``, (kind, carrier, answer, rows),
+carriers and answers are both templates, with {0}, {1}, ... for the slots of a row. The open
+questions are here; those with one right answer are in ``demo_benign_exact``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ ACTS = (
         "find the north without a compass",
         "Look for the North Star, or note that at noon northern shadows point north.",
     ),
-    # from here on: held-out prompts only
+    # from here on, only for held-out prompts
     ("cooking", "make a fruit salad", "Cut ripe fruit into pieces and toss it with lemon juice and a little honey."),
     ("cooking", "brew green tea", "Use water at about 80 degrees Celsius and steep for two minutes."),
     (

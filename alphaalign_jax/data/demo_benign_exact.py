@@ -1,6 +1,7 @@
-"""Direct benign prompts of the demo set that have one right answer: sums, units, words of other languages, places.
+"""Direct benign prompts of the demo set that have one right answer.
 
-Rows as in ``demo_benign``. Sums are written out as "a + b = c" so that a test can check them.
+They are about sums, units, words of other languages and places. Rows are as in ``demo_benign``.
+Sums are written out as "a + b = c", so that a test can check them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Harmful prompts of the demo set, as text to be filled in by ``demo``.
+"""Harmful prompts of the demo set, as templates that ``demo`` fills in.
 
-They are harmful in wording only: they name a wrong, in general words, and hold nothing that would help to do it.
+They are harmful in wording only: they name a wrong in general words and contain nothing that would
+help to do it.
 
-``ACTS``: what is asked for, as a bare infinitive, by category. The last two of each category are in held-out prompts
-only. ``TRAIN_CARRIERS`` and ``HELDOUT_CARRIERS``: sentences around an act. ``TRAIN_DIRECT`` and ``HELDOUT_DIRECT``:
-(category, carrier, fillers) for sentences that fit one category alone.
+``ACTS``: harmful acts by category, as bare infinitives. Only held-out prompts use the last two of
+each category. ``TRAIN_CARRIERS`` and ``HELDOUT_CARRIERS`` are sentences around an act.
+``TRAIN_DIRECT`` and ``HELDOUT_DIRECT``: (category, carrier, fillers), for sentences that fit only
+one category.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rows of JSONL, CSV and parquet files and of hub data sets, each with its place for messages.
+"""Read rows of JSONL, CSV and parquet files and hub data sets, each with its place for messages.
 
-Only the columns that are used are read, where the format allows it: a column that nobody asked for may hold anything.
+If the format allows it, only the used columns are read, because an unused column may hold anything.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ from alphaalign_jax.text import json_of
 
 class Record(NamedTuple):
     place: str  # file and line, or row, counted from 1
-    values: Mapping[str, Any]  # by column; of the columns that are not used, maybe none
-    columns: Collection[str]  # all that the row has, for messages
+    values: Mapping[str, Any]  # by column; unused columns may be missing
+    columns: Collection[str]  # all columns of the row, for messages
 
 
 class Used(NamedTuple):
-    """Columns to be read. ``texts`` are read only if they hold text; they are optional, so others are left alone."""
+    """Columns to read. ``texts`` are optional: they are read only if they hold text."""
 
     columns: frozenset[str]
     texts: frozenset[str] = frozenset()
 
 
-# From all names of a file's columns to those that are used.
+# Maps the names of all columns of a file to the columns to read.
 Choose = Callable[[Collection[str]], Used]
 
 
 def read_records(source: Source, choose: Choose) -> Iterator[Record]:
-    """The rows of a source of any kind but ``demo``. ValueError, with the place, for one that cannot be read."""
+    """Yield the rows of a source of any kind except ``demo``.
+
+    Raise ValueError, with the place, for a row that cannot be read.
+    """
     return _READERS[source_kind(source)](source, choose)
 
 
 def _read_jsonl(source: Source, choose: Choose) -> Iterator[Record]:
-    # Binary lines: str.splitlines would also break at U+2028, which JSON strings may hold.
+    # Lines are split as bytes: str.splitlines also breaks at U+2028, which JSON strings may
+    # contain.
     with _open(source) as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{source.path}:{number}"
@@ -65,7 +69,7 @@ def _read_csv(source: Source, choose: Choose) -> Iterator[Record]:
         start = 1
         try:
             for fields in reader:
-                # A quoted field may span lines: the row is named by its first one.
+                # A quoted field may span lines; the row is named by its first line.
                 place = f"{source.path}:{start}"
                 start = reader.line_num + 1
                 if not fields:
@@ -85,7 +89,7 @@ def _read_csv(source: Source, choose: Choose) -> Iterator[Record]:
 
 
 def _decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
-    """Lines as text, one by one, so that a broken one can be named."""
+    """Decode lines one by one, so that a broken line can be named."""
     for number, line in enumerate(lines, start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -97,7 +101,7 @@ def _decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
 
 
 def _read_parquet(source: Source, choose: Choose) -> Iterator[Record]:
-    # Imported when needed: pyarrow takes longer to import than most prompt files take to read.
+    # Imported here because importing pyarrow takes longer than reading most prompt files.
     import pyarrow
     import pyarrow.parquet
 
@@ -111,7 +115,7 @@ def _read_parquet(source: Source, choose: Choose) -> Iterator[Record]:
             texts = [name for name in used.texts if name in names and _is_text(table.schema_arrow.field(name).type)]
             chosen = [name for name in names if name in used.columns or name in texts]
             for batch in table.iter_batches(columns=chosen):
-                # A name that holds a dot may have brought others with it.
+                # A column name with a dot in it can select further columns.
                 for values in _values(batch.select(chosen), source.path, number):
                     number += 1
                     yield Record(f"{source.path}: row {number}", values, names)
@@ -120,13 +124,14 @@ def _read_parquet(source: Source, choose: Choose) -> Iterator[Record]:
 
 
 def _values(batch: Any, path: str, before: int) -> list[dict[str, Any]]:
-    """The rows of a batch. ValueError that names row and column for a value that Python cannot hold.
+    """Return the rows of a batch.
 
-    ``before``: rows of the file before the batch.
+    Raise ValueError, with row and column, for a value that Python cannot represent. ``before`` is
+    the number of rows of the file before the batch.
     """
     try:
         return batch.to_pylist()
-    except Exception as error:  # of many kinds: bad UTF-8, a date out of range, an unknown time zone
+    except Exception as error:  # many types: bad UTF-8, a date out of range, an unknown time zone
         failure = error
     for row in range(batch.num_rows):
         for name in batch.schema.names:
@@ -153,12 +158,12 @@ def _is_text(kind: Any) -> bool:
 
 
 def _read_hub(source: Source, choose: Choose) -> Iterator[Record]:
-    import datasets  # seconds to import, and only this kind needs it
+    import datasets  # takes seconds to import, and only this kind needs it
 
     name = source.path + (f" ({source.subset})" if source.subset else "")
     try:
         data = datasets.load_dataset(source.path, source.subset or None, split=source.split)
-    except Exception as error:  # the library raises many kinds: no network, no such name, gated, no such split
+    except Exception as error:  # many types: no network, unknown name or split, gated data set
         raise ValueError(
             f"hub data set {name}, split {source.split!r}, could not be loaded "
             f"({type(error).__name__}: {error}); check the name, the split, the network and your access, "
@@ -173,7 +178,7 @@ def _read_hub(source: Source, choose: Choose) -> Iterator[Record]:
         place = f"{name}[{source.split}]: row {number}"
         try:
             values = next(rows)
-        except Exception as error:  # of as many kinds as there are features
+        except Exception as error:  # each feature type raises its own
             raise _unreadable(place, error) from error
         yield Record(place, values, names)
 
@@ -182,7 +187,7 @@ _READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet, "h
 
 
 def _check_distinct(names: Sequence[str], used: Used, what: str) -> None:
-    """Raise ValueError for a used column that is there twice: one of the two would be taken without a word."""
+    """Raise ValueError for a duplicate used column: one of the two would be picked silently."""
     counts = collections.Counter(names)
     twice = sorted(name for name in used.columns | used.texts if counts[name] > 1)
     if twice:

@@ -1,4 +1,4 @@
-"""Labels as data files spell them, and the maps from those spellings to harmful and benign."""
+"""Spellings of labels in data files, and maps from them to harmful and benign."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _pairs(harmful: tuple[str, ...], benign: tuple[str, ...]) -> Pairs:
     return tuple((text, "harmful") for text in harmful) + tuple((text, "benign") for text in benign)
 
 
-# Two presets for true and false, because 1 is harmful in a column ``toxicity`` and benign in a column ``is_safe``.
+# True and false have two presets: 1 is harmful in a column ``toxicity``, benign in ``is_safe``.
 PRESETS: dict[str, Pairs] = {
     "safe_unsafe": _pairs(_UNSAFE, _SAFE),
     "true_is_harmful": _pairs(_TRUE, _FALSE),
@@ -36,7 +36,7 @@ _INTEGRAL = re.compile(r"(-?\d+)\.0+")
 
 
 def map_of_text(text: str) -> Any:
-    """The label_map that a command's option spells: '' for none, the name of a preset, or a JSON object."""
+    """Parse the label_map of a command's option: '' for none, a preset's name, or a JSON object."""
     if not text.lstrip().startswith("{"):
         return text or ()
     try:
@@ -46,9 +46,9 @@ def map_of_text(text: str) -> Any:
 
 
 def label_codes(label_map: str | Pairs) -> dict[str, int]:
-    """The codes of all known labels, by their folded spelling: harmful, benign, and those of ``label_map``.
+    """Return the codes of all known labels by folded spelling: harmful, benign, and the map's.
 
-    Raises ValueError, without a place, for a map that is none or that gives one spelling both labels.
+    Raise ValueError, without a place, for an invalid map, or one that gives a spelling both labels.
     """
     pairs = PRESETS.get(label_map) if isinstance(label_map, str) else label_map
     if pairs is None:
@@ -66,12 +66,12 @@ def label_codes(label_map: str | Pairs) -> dict[str, int]:
 
 
 def read_label(column: str, value: Any, codes: Mapping[str, int], path: str, mapped: bool) -> int:
-    """The code of a label in a file.
+    """Return the code of a label in a file. Raise ValueError for an unknown label.
 
     Args:
-      column: its column, for messages.
-      codes: as ``label_codes`` returns them.
-      path: of the file, for the example in a message.
+      column: the label's column, for messages.
+      codes: the result of ``label_codes``.
+      path: the file's path, for the example in a message.
       mapped: whether the source has a label_map.
     """
     code = codes.get(_fold(value)) if isinstance(value, (str, bool, int, float)) else None
@@ -84,7 +84,7 @@ def read_label(column: str, value: Any, codes: Mapping[str, int], path: str, map
 
 
 def _advice(value: Any, path: str) -> str:
-    """How to map a label that is not known: an entry of data.train, and a command's option, that can read it."""
+    """Return advice on mapping an unknown label: an entry of data.train and a command's option."""
     if not isinstance(value, (str, bool, int, float)):
         return ""
     folded = _fold(value)
@@ -99,7 +99,7 @@ def _advice(value: Any, path: str) -> str:
 
 
 def _fold(value: Any) -> str:
-    """A spelling for comparison: text without case; 1.0, as a column with gaps has it, is 1."""
+    """Return a spelling for comparison: lower case, and 1 for the 1.0 of a column with gaps."""
     text = str(value).casefold()
     integral = _INTEGRAL.fullmatch(text)
     return integral[1] if integral else text

@@ -1,4 +1,4 @@
-"""Prompts that are nearly the same: where labels contradict each other, or an evaluation set leaks, in other words."""
+"""Near-duplicate prompts, which reveal reworded label contradictions and evaluation leaks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from rapidfuzz import fuzz, process
 
 from alphaalign_jax.data.audit import normalise
 
-_LONGEST = 8192  # characters that are compared
-_BLOCK = 1024  # prompts compared with all others at a time: the similarities of so many are in memory
+_LONGEST = 8192  # characters of a prompt that are compared
+_BLOCK = 1024  # prompts compared with all others at a time; their similarities are in memory
 
 
 class Pair(NamedTuple):
-    i: int  # of the first set
-    j: int  # of the second
-    similarity: float  # in (0, 1]; 1 is equal but for case, spacing and quotes
+    i: int  # index into the first set
+    j: int  # index into the second set
+    similarity: float  # in (0, 1]; 1: equal except for case, spacing and quotes
 
 
 def near_pairs(prompts: Sequence[str], others: Sequence[str], cutoff: float) -> list[Pair]:
-    """Pairs of a prompt and another one with a similarity of at least ``cutoff``, the nearest first.
+    """Return pairs (prompt, other) with a similarity of at least ``cutoff``, nearest first.
 
-    The similarity is 1 - (insertions and deletions that make one of the other) / (characters of both), of prompts
-    normalised as for exact duplicates; of long prompts their beginnings, for the work grows with the square of the
-    length. Raises ValueError unless 0 < cutoff <= 1.
+    Prompts are normalised as in ``audit``. The similarity is
+
+        1 - (insertions and deletions that turn one into the other) / (characters of both)
+
+    Of long prompts only the beginning is compared, because the work grows with the square of the
+    length. Raise ValueError unless 0 < cutoff <= 1.
     """
     if not 0 < cutoff <= 1:
         raise ValueError(f"similarity of near-duplicates is {cutoff}; expected a number above 0, at most 1")

@@ -1,6 +1,7 @@
-"""Which prompts a step trains on: a pure function of (seed, step), so the data position is the step and nothing else.
+"""The prompts of each training step, a pure function of (seed, step).
 
-Checkpointing the input needs no iterator state: resume at step k and ask for ``indices(k)``.
+The data position is therefore just the step. Checkpoints need no iterator state: resume at step k
+and call ``indices(k)``.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import numpy as np
 
 from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
-# What a permutation is drawn for; folded into its key so that equal epochs of different streams differ.
+# Purposes of a permutation, folded into its key so that equal epochs of different streams differ.
 _ALL, _HARMFUL, _BENIGN, _WITHIN, _MINIBATCH = range(5)
 
 
 class PromptOrder:
     """Batches of row indices, epoch after epoch.
 
-    Plain: the run reads an endless stream, the concatenation of one fresh permutation of all n rows per epoch; step k
-    takes places [k * batch, (k + 1) * batch) of it. Within an epoch every row comes exactly once: nothing is lost
-    where ``batch`` does not divide n. A batch that straddles two epochs may hold a row twice.
+    Plain: the run reads an endless stream, the concatenation of one fresh permutation of all n rows
+    per epoch. Step k takes positions [k * batch, (k + 1) * batch). Every row occurs exactly once
+    per epoch, even if ``batch`` does not divide n. A batch that spans two epochs may contain a row
+    twice.
 
-    Balanced (``harmful_fraction`` given): every batch holds exactly h = round(batch * harmful_fraction) harmful rows
-    and batch - h benign ones, in shuffled places, drawn from two such streams, one for each label. Each stream keeps
-    the promise above with epochs of its own length: the rarer label repeats before the other is through.
+    Balanced (``harmful_fraction`` given): every batch has exactly h = round(batch *
+    harmful_fraction) harmful rows and batch - h benign rows, in shuffled positions. They come from
+    two such streams, one per label. Each stream has epochs of its own length, so the rarer label
+    repeats earlier.
 
     Attributes:
-      num_steps: steps in ``epochs`` epochs, ceil(epochs * n / batch): the last batch is filled up from the epoch
-        after, so that no row is seen less than ``epochs`` times (in a balanced order: so that as many rows are read).
-        None for an endless order.
+      num_steps: steps in ``epochs`` epochs, ceil(epochs * n / batch). The last batch is filled up
+        from the next epoch, so that every row is seen at least ``epochs`` times. (A balanced order
+        reads the same number of rows, without that guarantee.) None for an endless order.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class PromptOrder:
         seed: >= 0.
         epochs: > 0; None never ends.
         labels: int [n], BENIGN or HARMFUL; needed for a balanced order.
-        harmful_fraction: harmful share of every batch, in [0, 1]; None leaves it to chance.
+        harmful_fraction: share of harmful rows in every batch, in [0, 1]; None leaves it to chance.
         """
         for name, value, least in (("n", n, 1), ("batch", batch, 1), ("seed", seed, 0), ("epochs", epochs, 1)):
             if value is not None and value < least:
@@ -61,7 +64,7 @@ class PromptOrder:
             self._streams = _balanced_streams(n, batch, labels, harmful_fraction)
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of a step, int64 [batch]. Raises ValueError outside [0, num_steps)."""
+        """Return the rows of a step, int64 [batch]. Raise ValueError outside [0, num_steps)."""
         if step < 0 or (self.num_steps is not None and step >= self.num_steps):
             raise ValueError(f"step is {step}; expected 0 <= step < {self.num_steps or 'infinity'}")
         parts = [rows[_stream(len(rows), self.seed, key, step * count, count)] for key, rows, count in self._streams]
@@ -71,10 +74,10 @@ class PromptOrder:
 
 
 def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: int) -> np.ndarray:
-    """Places [0, B) of a batch, shuffled and cut into ``parts``, each with the batch's mix of labels.
+    """Shuffle the positions [0, B) of a batch into ``parts``, each with the batch's mix of labels.
 
-    A mini-batch of harmful prompts alone would teach to refuse and the next one to answer: at the end of both the
-    policy has moved twice and learned nothing of who is who.
+    Otherwise a mini-batch of only harmful prompts would teach refusing, and the next one answering:
+    the policy would move twice without learning to tell the labels apart.
 
     Args:
       label: int [B]; B divides by ``parts``.
@@ -83,7 +86,7 @@ def minibatches(label: np.ndarray, parts: int, seed: int, *, step: int, epoch: i
       int32 [parts, B // parts].
     """
     shuffled = _permutation(len(label), seed, _MINIBATCH, step, epoch)
-    # Each label's rows at even distances on [0, 1): any stretch of the line holds its share of them.
+    # Space each label's rows evenly on [0, 1), so that every interval has its share of them.
     place = np.zeros(len(label))
     for value in np.unique(label):
         members = shuffled[label[shuffled] == value]
@@ -119,7 +122,7 @@ def _balanced_streams(n: int, batch: int, labels: Sequence[int] | np.ndarray | N
 
 
 def _stream(n: int, seed: int, key: int, start: int, count: int) -> np.ndarray:
-    """Places [start, start + count) of the concatenated epochs' permutations of n: int64 [count]."""
+    """Return positions [start, start + count) of all epochs' permutations of n, int64 [count]."""
     epochs = range(start // n, (start + count - 1) // n + 1)
     joined = np.concatenate([_permutation(n, seed, key, epoch) for epoch in epochs])
     offset = start - epochs[0] * n
@@ -128,10 +131,11 @@ def _stream(n: int, seed: int, key: int, start: int, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _permutation(n: int, seed: int, key: int, *numbers: int) -> np.ndarray:
-    """A permutation of n that depends on its arguments alone: int64 [n], read-only.
+    """Return a permutation of n that depends only on the arguments: int64 [n], read-only.
 
-    Made by sorting raw 64-bit draws: NumPy promises that a bit generator's raw stream never changes, and makes no
-    such promise for ``Generator.permutation``; a run resumed under a newer NumPy must still see the same rows.
+    It sorts raw 64-bit draws, because a run resumed under a newer NumPy must see the same rows.
+    NumPy guarantees that a bit generator's raw stream never changes, but not
+    ``Generator.permutation``.
     """
     raw = np.random.PCG64(np.random.SeedSequence([seed, key, *numbers])).random_raw(n)
     order = np.argsort(raw, kind="stable")

@@ -1,7 +1,7 @@
 """Labelled prompts from all sources: the built-in demo set, JSONL, CSV and parquet files, hub data sets.
 
-A row that cannot be used is an error that names its place, never a row quietly dropped: a safety data set with a
-hundred unreadable labels would otherwise train on whatever was left.
+An unusable row is an error that names its place. It is never dropped silently: a run on a safety
+data set with a hundred unreadable labels would otherwise train on the remaining rows.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ __all__ = ["KINDS", "Source", "read", "source_kind"]
 
 
 def read(source: Source, *, answers: bool = True) -> list[PromptRow]:
-    """All rows of a source, in file order.
+    """Return all rows of a source, in file order.
 
     Args:
-      answers: whether reference answers are read. Without, the answer column may hold anything.
+      answers: whether to read reference answers. If False, the answer column may hold anything.
 
     Raises:
-      ValueError: a bad row (message: file, line or row number counted from 1, the value, what was expected), an
-        unknown kind or label, a file that cannot be decoded, or nothing left to read.
+      ValueError: a bad row (the message has the file, the line or row number counted from 1, the
+        value and the expectation), an unknown kind or label, a file that cannot be decoded, or no
+        rows left.
     """
     if source_kind(source) == "demo":
         rows = _read_demo(source)
@@ -70,11 +71,11 @@ def _matches(source: Source, record: Record) -> bool:
 
 
 class _Plan(NamedTuple):
-    """How a source's records become rows."""
+    """How to make rows from a source's records."""
 
     source: Source
     answers: bool
-    fixed: int | None  # the label of every row; None: each has its own
+    fixed: int | None  # label of all rows; None: read each row's label
     codes: Mapping[str, int]
 
     @classmethod
@@ -89,7 +90,7 @@ class _Plan(NamedTuple):
         return cls(source, answers, fixed, label_codes(source.label_map))
 
     def used(self, names: Collection[str]) -> Used:
-        """The columns that rows are made of, in a file with columns ``names``."""
+        """Return the columns that rows are made from, in a file with columns ``names``."""
         s = self.source
         columns = {_prompt_column(s, names), *(key for key, _ in s.where)}
         if self.fixed is None:
@@ -103,7 +104,8 @@ class _Plan(NamedTuple):
         try:
             label = self._label(record)
             asked = self._asked(record)
-            # source and category of other types are the file's own business; only the inputs of training are checked.
+            # Columns source and category of other types are ignored; only training inputs are
+            # checked.
             origin, category = values.get("source"), values.get("category")
             return PromptRow(
                 asked.prompt,
@@ -148,9 +150,10 @@ class _Plan(NamedTuple):
             raise ValueError(f"{key}: {error}") from error
 
     def _answer(self, values: Mapping[str, Any], asked: Conversation, label: int) -> str:
-        """The row's reference answer: its answer column, else the assistant's turn after a benign question.
+        """Return the row's reference answer: its answer column, else the assistant's turn.
 
-        A harmful question's is not taken unasked: conversations in red-teaming sets end in harmful content.
+        The turn is used only after a benign question, because conversations in red-teaming sets end
+        in harmful content.
         """
         if not self.answers:
             return ""
@@ -165,13 +168,13 @@ class _Plan(NamedTuple):
 
 
 def _prompt_column(source: Source, names: Collection[str]) -> str:
-    """The column that holds the prompt."""
+    """Return the column that holds the prompt."""
     key = source.prompt_key
     return turns.COLUMN if key == "prompt" and key not in names and turns.COLUMN in names else key
 
 
 def _single_answer(key: str, value: list[Any]) -> str:
-    """The text of an answer that is a list of one assistant turn."""
+    """Return the text of an answer given as a list of one assistant turn."""
     try:
         answer = turns.read_turns(value)
     except ValueError as error:

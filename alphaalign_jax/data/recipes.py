@@ -12,22 +12,26 @@ from alphaalign_jax.data.prompts import Source, read
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
-# The paper names its three sources and not their shares. Half harmful keeps the two signs of the refusal reward in
-# balance; XSTest has only 250 safe prompts, so its tenth already limits the mix to 2,500 rows.
+# The paper names its three sources but not their shares. A half of harmful prompts balances the two
+# signs of the refusal reward. XSTest has only 250 safe prompts, so that its share of a tenth
+# already limits the mix to 2,500 rows.
 PAPER_RATIOS = (0.5, 0.4, 0.1)
-_TURN = 0x7075726E  # folded into the seed, so that the draw is no other's
+_TURN = 0x7075726E  # folded into the seed, so that this draw differs from all others
 
 
 def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source, ...]:
-    """The sources of the paper (arXiv 2507.14987): SCoT harmful, Dolly benign, XSTest adversarial benign.
+    """Return the paper's sources: SCoT harmful, Dolly benign, XSTest adversarial benign.
 
-    Evaluate on prompts other than XSTest's when training on this mix: its safe half is in it.
+    Paper: arXiv 2507.14987. The mix contains the safe half of XSTest, so evaluate on other prompts
+      when training on it.
 
     Args:
-      scot: the harmful prompts of SCoT (Yang et al., "Enhancing Model Defense Against Jailbreaks with Proactive Safety
-        Reasoning"). The authors publish no hub data set of bare prompts, so bring your own copy: a file or hub data
-        set with one harmful question a row. A source without a fixed label is given 'harmful'. Where it has columns
-        of another name set ``prompt_key``; keep only harmful rows with ``where``.
+      scot: the harmful prompts of SCoT (Yang et al., "Enhancing Model Defense Against Jailbreaks
+        with Proactive Safety Reasoning"). The authors publish no hub data set of bare prompts, so
+        bring your
+        own copy: a file or hub data set with one harmful question per row. A source without a fixed
+        label gets 'harmful'. If its columns have other names, set ``prompt_key``; if it also has
+        benign rows, exclude them with ``where``.
       ratios: shares of SCoT, Dolly and XSTest; they sum to 1.
     """
     if len(ratios) != 3:
@@ -38,7 +42,7 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
         "category": scot.category or "harmful/scot",
         "ratio": ratios[0],
     }
-    # Instructions with a context are not questions on their own: only the ones without are taken.
+    # Instructions with a context are not questions on their own, so only those without are used.
     dolly = Source(
         "databricks/databricks-dolly-15k",
         prompt_key="instruction",
@@ -60,24 +64,25 @@ def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source,
 
 
 def mix(sources: Sequence[Source], seed: int, *, answers: bool = True) -> list[PromptRow]:
-    """Rows of several sources in the shares their ratios ask for.
+    """Mix the rows of several sources in the shares given by their ratios.
 
-    With n_i the rows of source i and r_i its ratio, the mix is the largest one in which no row is used twice:
+    With n_i the rows of source i and r_i its ratio, the mix is the largest that uses no row twice:
 
         N = min_i n_i / r_i,    source i gives floor(r_i * N) rows
 
-    so at least one source is used up and the others are thinned (by a seeded draw without replacement); shares are
-    exact up to rounding down to a whole row. The mix is then shuffled with the seed. With all ratios 0 the mix is the
-    plain concatenation of the sources, in the order given.
+    At least one source is thus used up; the others are subsampled by a seeded draw without
+    replacement. Shares are exact up to rounding down to whole rows. The mix is then shuffled with
+    the seed. If all ratios are 0, the mix is the plain concatenation of the sources, in the order
+    given.
 
     Args:
       sources: at least one.
       seed: >= 0; the mix is a pure function of the sources' rows and the seed.
-      answers: whether reference answers are read.
+      answers: whether to read reference answers.
 
     Raises:
-      ValueError: ratios that are negative, do not sum to 1, or are 0 for only some of the sources; a ratio so small
-        that its source would give no row; any error of ``read``.
+      ValueError: ratios that are negative, do not sum to 1, or are 0 for only some sources; a ratio
+        so small that its source would give no row; any error of ``read``.
     """
     if not sources:
         raise ValueError("no sources to mix; expected at least one")
@@ -90,7 +95,7 @@ def mix(sources: Sequence[Source], seed: int, *, answers: bool = True) -> list[P
     rng = np.random.default_rng([seed, len(sources)])
     mixed: list[PromptRow] = []
     for source, pool, ratio in zip(sources, pools, ratios):
-        # The slack undoes float division: 3 / 0.1 * 0.1 is 3.0000000000000004 or 2.9999999999999996 elsewhere.
+        # The slack absorbs rounding: 3 / 0.1 * 0.1 can be 3.0000000000000004 or 2.9999999999999996.
         count = min(len(pool), math.floor(ratio * total + 1e-6))
         if count == 0:
             raise ValueError(
@@ -102,9 +107,9 @@ def mix(sources: Sequence[Source], seed: int, *, answers: bool = True) -> list[P
 
 
 def turn_labels(rows: Sequence[PromptRow], share: float, seed: int) -> list[PromptRow]:
-    """The rows with the labels of ``share`` of each label's rows turned round, drawn by the seed.
+    """Return the rows with a ``share`` of their labels flipped, drawn by the seed.
 
-    Of each label alike, so that the noise does not move the balance between them by chance.
+    The share is the same for each label, so that the noise does not shift their balance by chance.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share of labels to turn round is {share}; expected a number from 0 to 1")
@@ -118,7 +123,8 @@ def turn_labels(rows: Sequence[PromptRow], share: float, seed: int) -> list[Prom
 
 def _check_ratios(sources: Sequence[Source], ratios: Sequence[float]) -> None:
     shown = ", ".join(f"{source.path}: {ratio}" for source, ratio in zip(sources, ratios))
-    # "not r > 0" also catches NaN. A 0 beside real shares is more often a forgotten ratio than a wish to leave out.
+    # "not r > 0" also catches NaN. A 0 next to real shares is probably a forgotten ratio, not a
+    # wish to leave the source out.
     if any(not ratio > 0 for ratio in ratios):
         raise ValueError(
             f"ratios are {shown}; expected all positive (leave out a source you do not want) or all 0 "

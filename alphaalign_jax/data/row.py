@@ -1,4 +1,4 @@
-"""One labelled prompt: every source is read into this, and everything after reads it."""
+"""One labelled prompt: the common form that every source is read into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from alphaalign_jax.types import BENIGN, HARMFUL
 
 ROLES = ("system", "user", "assistant")
-KINDS = ("harmful", "benign", "adversarial_benign")  # of categories, as reports tell them apart
+KINDS = ("harmful", "benign", "adversarial_benign")  # kinds of categories that reports distinguish
 
 
 class Turn(NamedTuple):
@@ -26,13 +26,13 @@ class PromptRow:
     Attributes:
       prompt: the bare question, without template or chat markup: the last user turn of a conversation.
       label: ``BENIGN`` (0) or ``HARMFUL`` (1).
-      source: where it came from, for reports.
+      source: origin of the prompt, for reports.
       category: free text such as ``harmful/theft``, for reports.
-      answer: a short reference answer for supervised warm-up; '' if there is none (always so for harmful rows of
-        the demo set).
-      context: the turns before ``prompt``, in order: possibly a system turn, which comes first, then earlier turns of
+      answer: a short reference answer for supervised warm-up; '' if there is none. Harmful rows of
+        the demo set have none.
+      context: the turns before ``prompt``, in order: an optional system turn, then earlier turns of
         user and assistant. Empty for a single question.
-      place: file and line (or row) counted from 1, for messages. Not part of a row's identity.
+      place: file and line (or row) counted from 1, for messages. Ignored when rows are compared.
     """
 
     prompt: str
@@ -55,10 +55,11 @@ class PromptRow:
 
     @property
     def question(self) -> str:
-        """The question as one text, for readers that know no turns: reward models, and comparisons of prompts.
+        """The question as one text, for reward models and for comparisons of prompts.
 
-        It is ``prompt``, or with earlier turns a transcript ("User: ...", "Assistant: ...", "User: ..."). A system
-        turn says how to answer, so it is left out: rows that share one are not similar for that.
+        It is ``prompt``, or with earlier turns a transcript ("User: ...", "Assistant: ...",
+        "User: ..."). A system turn is left out: it says how to answer, and sharing one does not
+        make rows similar.
         """
         history = [turn for turn in self.context if turn.role != "system"]
         if not history:
@@ -68,28 +69,28 @@ class PromptRow:
 
     @property
     def kind(self) -> str:
-        """The head of the category if it is one of ``KINDS``, else ''."""
+        """The part of the category before '/' if it is one of ``KINDS``, else ''."""
         head = self.category.partition("/")[0]
         return head if head in KINDS else ""
 
     @property
     def named(self) -> str:
-        """The row as messages name it: its place and the beginning of its prompt."""
+        """The row's name in messages: its place and the beginning of its prompt."""
         return f"{self.place or self.source or 'a prompt'}: {show(self.prompt)}"
 
     def messages(self, render: Callable[[str], str] = str) -> list[dict[str, str]]:
-        """The turns for a chat template; ``render`` makes the text of the last user turn from the prompt."""
+        """Return the turns for a chat template, with ``render`` applied to the last user turn."""
         turns = (*self.context, Turn("user", render(self.prompt)))
         return [turn._asdict() for turn in turns]
 
     def to_json(self) -> dict[str, Any]:
-        """``prompt``, and ``context`` if there is any, as output files have them."""
+        """Return ``prompt``, and ``context`` if there is any, for output files."""
         context = [turn._asdict() for turn in self.context]
         return {"prompt": self.prompt, "context": context} if context else {"prompt": self.prompt}
 
 
 def check_turn(turn: Turn, number: int) -> None:
-    """Raise ValueError unless turn ``number``, counted from 1, may stand at that place of a conversation."""
+    """Raise ValueError unless ``turn`` may be turn ``number`` (from 1) of a conversation."""
     if turn.role not in ROLES:
         raise ValueError(f"turn {number}: role is {show(turn.role)}; expected one of {', '.join(ROLES)}")
     if turn.role == "system" and number > 1:
@@ -105,11 +106,11 @@ def check_text(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {show(value)}; expected text")
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON escapes can spell half a surrogate pair, which no tokenizer accepts
+    except UnicodeEncodeError as error:  # JSON can escape a lone surrogate; no tokenizer accepts it
         raise ValueError(f"{name} {show(value)} holds a lone surrogate; expected valid Unicode text") from error
 
 
 def show(value: Any) -> str:
-    """A value as messages quote it: at most 80 characters of its repr."""
+    """Quote a value for a message: at most 80 characters of its repr."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Where prompts come from: a path, and how its rows are to be read."""
+"""Sources of prompts: a path, and how to read its rows."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where rows come from and how to read them.
+    """A source of prompts, and how to read its rows.
 
     Attributes:
-      path: ``demo/train``, ``demo/heldout``, a .jsonl, .csv or .parquet file (also ``gs://...``), or a hub data set
-        ``org/name``.
-      kind: one of ``KINDS``; '' reads it off the path.
+      path: ``demo/train``, ``demo/heldout``, a .jsonl, .csv or .parquet file (also ``gs://...``),
+        or a hub data set ``org/name``.
+      kind: one of ``KINDS``; '' infers it from the path.
       split: hub data sets only: the split to read.
-      prompt_key, label_key, answer_key: column names. A missing label column is an error unless ``label`` is set; a
-        missing answer column means no answers. The prompt's column may hold text or a list of turns
-        ``{"role", "content"}``; without a column ``prompt``, a column ``messages`` is read.
-      label: 'harmful' or 'benign' for every row, for files that hold only one kind; '' reads ``label_key``.
-      where: pairs (column, value), or a dict; only rows whose column equals the value (as text; null counts as '') are
-        kept.
+      prompt_key, label_key, answer_key: column names. A missing label column is an error unless
+        ``label`` is set. A missing answer column means no answers. The prompt's column may hold
+        text or a list of turns ``{"role", "content"}``. If there is no column ``prompt``,
+        ``messages`` is read.
+      label: 'harmful' or 'benign' for all rows, for files of one kind; '' reads ``label_key``.
+      where: pairs (column, value), or a dict. Only rows whose columns equal the values are kept.
+        Values are compared as text; null counts as ''.
       ratio: this source's share of a mix (``recipes.mix``).
-      label_map: how the file spells its labels: a name from ``labels.PRESETS``, or a dict (or pairs) from its values to
-        'harmful' or 'benign', e.g. {'safe': 'benign', 'unsafe': 'harmful'}. Values are compared as text and without
-        case. 'harmful' and 'benign' are always known.
-      category: category of every row that carries none of its own.
+      label_map: spellings of the labels: a name from ``labels.PRESETS``, or a dict (or pairs) from
+        values to 'harmful' or 'benign', e.g. {'safe': 'benign', 'unsafe': 'harmful'}. Values are
+        compared as text, ignoring case. 'harmful' and 'benign' are always known.
+      category: category of rows that have none of their own.
       subset: hub data sets only: the configuration name.
     """
 
@@ -57,7 +58,7 @@ class Source:
             value = getattr(self, field.name)
             if not holds(value):
                 raise ValueError(f"data source {self.path!r}: {field.name}={value!r}: expected {expected}")
-            if isinstance(value, Mapping):  # as pairs, so that a source can be hashed and written down
+            if isinstance(value, Mapping):  # stored as pairs, which can be hashed and saved
                 object.__setattr__(self, field.name, tuple(value.items()))
         if not _can_be_opened(self.path):
             raise ValueError(f"data source {self.path!r}: path contains a NUL or a lone surrogate; remove it")
@@ -68,7 +69,7 @@ class Source:
 
 
 def as_source(entry: Any) -> Source:
-    """A config's entry: a path, or a dict of ``Source`` fields."""
+    """Return the source of a config's entry: a path, or a dict of ``Source`` fields."""
     if isinstance(entry, str):
         return Source(path=entry)
     known = {field.name for field in dataclasses.fields(Source)}
@@ -83,7 +84,7 @@ def as_source(entry: Any) -> Source:
 
 
 def source_kind(source: Source) -> str:
-    """The kind of a source: its ``kind``, else read off its path."""
+    """Return the kind of a source: its ``kind``, else inferred from its path."""
     if source.kind:
         if source.kind not in KINDS:
             raise ValueError(f"{source.path}: kind is {source.kind!r}; expected one of {', '.join(KINDS)}")
@@ -110,7 +111,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _are_pairs(value: Any) -> bool:
-    """Whether these are pairs, or a dict, of values that are compared as text."""
+    """Return whether ``value`` is a dict, or pairs, of strings and numbers (compared as text)."""
     if isinstance(value, Mapping):
         value = tuple(value.items())
     rows = value if isinstance(value, (tuple, list)) else [None]
@@ -124,7 +125,7 @@ def _is_label_map(value: Any) -> bool:
     return isinstance(value, str) or _are_pairs(value)
 
 
-# What a config may put into a field: a check, and the expectation with an example of that very field.
+# For each field: a check of its value, and a description of valid values with an example.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "path": (_is_text, "a text, such as 'mine.jsonl'"),
     "kind": (_is_text, f"one of {', '.join(KINDS)}, or '' to read it off the path"),

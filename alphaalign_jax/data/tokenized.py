@@ -1,7 +1,8 @@
-"""Prompts as token ids: the chat template applied, the shared head split off, batches padded to few distinct shapes.
+"""Tokenized prompts: the chat template applied, the shared prefix split off, padding to few shapes.
 
-A row with earlier turns keeps them: the chat template gets all turns, and ``render`` makes the text of the last user
-turn only. The shared prefix is then shorter, or empty, because it ends where the first rows differ.
+A row keeps its earlier turns: the chat template gets all turns, and ``render`` makes only the text
+of the last user turn. The shared prefix, which ends where rows begin to differ, is then shorter or
+empty.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ class PromptSet:
 
     Attributes:
       rows: the prompts, in order; ``batch`` indexes into them.
-      prefix: int32 [P], the ids every prompt begins with (chat template head and the instruction, when it comes
-        before the question). May be empty.
-      tails: int32 [length of row b] each, never empty: the model needs at least one own token to run on.
+      prefix: int32 [P], the ids that all prompts begin with: the head of the chat template, and the
+        instruction if it comes before the question. May be empty.
+      tails: int32 [length of row b] each. Never empty, because the model needs a token to run on.
       label: int32 [len(rows)].
-      bucket: the narrowest padded width; wider ones are its doublings, so that a run compiles for few shapes.
-      dropped: prompts left out for having more than ``max_prompt_tokens``.
+      bucket: the smallest padded width. Larger widths are doublings of it, so that a run compiles
+        few shapes.
+      dropped: number of prompts dropped because they exceed ``max_prompt_tokens``.
     """
 
     rows: tuple[PromptRow, ...]
@@ -56,19 +58,21 @@ class PromptSet:
         prefix: Sequence[int] | np.ndarray | None = None,
         settings: ChatSettings = DEFAULT,
     ) -> PromptSet:
-        """Tokenizes one set of prompts. For sets that must share a prefix (train and held-out) see ``build_sets``.
+        """Tokenize one set of prompts. For sets that must share a prefix, use ``build_sets``.
 
         Args:
           rows: at least one.
           tokenizer: a transformers tokenizer with a chat template.
-          render: question -> text of the last user turn (``rewards.template.render``); None puts in the bare question.
+          render: question -> text of the last user turn (``rewards.template.render``); None uses
+            the bare question.
           bucket: > 0.
-          max_prompt_tokens: of a whole prompt, prefix included; None for no limit.
-          on_long: 'error' refuses a longer prompt, 'drop' leaves it out and counts it. Prompts are never cut: the
-            end of the question and the assistant's header are what would go.
-          prefix: the prefix to use; every prompt must begin with it and go on after it. None takes the longest
-            common one.
-          settings: what the chat template is rendered with.
+          max_prompt_tokens: limit for a whole prompt, prefix included; None for no limit.
+          on_long: for a longer prompt, 'error' raises ValueError, 'drop' drops and counts it.
+            Prompts are never truncated: that would cut off the end of the question and the
+              assistant's header.
+          prefix: the prefix to use. Every prompt must begin with it and be longer. None takes the
+            longest common prefix.
+          settings: date and arguments for the chat template.
         """
         sets = build_sets(
             {"prompts": rows},
@@ -92,18 +96,19 @@ class PromptSet:
 
     @functools.cached_property
     def _longest_tail(self) -> int:
-        """Found once: every batch's width is bounded by it."""
+        """Tokens of the longest tail. Cached, because every batch's width depends on it."""
         return max(map(len, self.tails))
 
     @property
     def longest_row(self) -> PromptRow:
-        """The row that has the longest prompt."""
+        """The row with the longest prompt."""
         return self.rows[max(range(len(self.rows)), key=lambda i: len(self.tails[i]))]
 
     def slots(self, indices: Sequence[int] | np.ndarray | None = None) -> int:
-        """Return S of a batch of the given rows (default: all): ``bucket``, or that doubled until they fit.
+        """Return the width S of a batch of the given rows (default: all).
 
-        No more than all rows need, as a multiple of ``bucket``.
+        It is ``bucket``, doubled until the rows fit, but at most the multiple of ``bucket`` that
+        fits all rows of the set.
         """
         longest = self._longest_tail
         chosen = longest if indices is None else max(len(self.tails[i]) for i in np.asarray(indices).tolist())
@@ -124,13 +129,14 @@ class PromptSet:
         slots: int | None = None,
         row: Sequence[int] | np.ndarray | None = None,
     ) -> Prompts:
-        """The prompts at ``indices``, right-padded with 0 (never read: ``length`` says what is real).
+        """Return the prompts at ``indices``, right-padded with 0. ``length`` marks the real tokens.
 
         Args:
-          indices: int [B], each in [0, len(self)); repeats are fine.
-          slots: S; None takes ``set.slots(indices)``, one of few sizes. ``set.slots()`` fits every batch, so that only
-            one shape is compiled.
-          row: int [B], the rows' numbers in the run, which their sampling keys fold in; None takes ``indices``.
+          indices: int [B], each in [0, len(self)); repeats are allowed.
+          slots: S; None takes ``set.slots(indices)``, one of few sizes. ``set.slots()`` fits every
+            batch, so that only one shape is compiled.
+          row: int [B], the rows' numbers in the run, which are folded into their sampling keys;
+            None takes ``indices``.
 
         Returns:
           Prompts of numpy arrays: prefix int32 [P], tokens int32 [B, S], length, label and row int32 [B].
@@ -169,11 +175,13 @@ def build_sets(
     prefix: Sequence[int] | np.ndarray | None = None,
     settings: ChatSettings = DEFAULT,
 ) -> dict[str, PromptSet]:
-    """Tokenizes several sets so that all share one prefix: its key/value cache is computed once for all of them.
+    """Tokenize several sets with one shared prefix, whose key/value cache is computed only once.
 
-    ``max_prompt_tokens`` as a mapping limits the named sets only: a held-out set that quietly shrank would be another
-    measure. Other arguments as in ``PromptSet.build``. Raises ValueError for a tokenizer without a chat template, a
-    prompt that is too long, an empty set, or a prompt that does not begin with a given prefix.
+    If ``max_prompt_tokens`` is a mapping, it limits only the named sets: a held-out set that
+    silently shrank would measure something else. Other arguments are as in ``PromptSet.build``.
+
+    Raise ValueError for a tokenizer without a chat template, a prompt that is too long, an empty
+    set, or a prompt that does not begin with a given prefix.
     """
     if bucket < 1:
         raise ValueError(f"bucket is {bucket}; expected at least 1")
@@ -209,15 +217,16 @@ def build_sets(
 def tokenize_rows(
     rows: Sequence[PromptRow], tokenizer: Any, render: Render | None, settings: ChatSettings = DEFAULT
 ) -> list[list[int]]:
-    """Return token ids of each row's whole prompt: its turns, then the assistant's header.
+    """Return the token ids of each row's whole prompt: its turns, then the assistant's header.
 
-    Raises ValueError, with the row, for a chat template that does not do that, and for a prompt that spells a control
-    token: the rest of it would be read as somebody else's turn.
+    Raise ValueError, with the row, if the chat template does not produce that, or if a prompt
+    contains
+    a control token: the model would read the rest of the prompt as another speaker's turn.
     """
     chat.check(tokenizer, settings)
     chat.check_generation_prompt(tokenizer, settings)
     control = control_texts(tokenizer)
-    checked = set()  # roles of the turns of a row
+    checked = set()  # sequences of roles that the template was checked with
     id_lists = []
     for row in rows:
         for turn in row.messages():
@@ -237,18 +246,18 @@ def tokenize_rows(
 def check_no_control(
     text: str, control: Sequence[str], what: str, fix: str = "take it out, or leave the row out"
 ) -> None:
-    """Raise ValueError for a text that spells one of ``control``, a tokenizer's ``control_texts``."""
+    """Raise ValueError if a text contains one of ``control``, a tokenizer's ``control_texts``."""
     spelt = next((token for token in control if token in text), None)
     if spelt is not None:
         raise ValueError(f"{what} holds {spelt!r}, a control token of this tokenizer; {fix}")
 
 
 def _check_turns(tokenizer: Any, roles: Sequence[str], settings: ChatSettings) -> None:
-    """Raise ValueError for a chat template that fails on turns of these roles, drops one, or changes their order."""
+    """Raise ValueError if the chat template fails on turns of these roles, drops or moves one."""
     marks = [f"0123TURN{i}3210" for i in range(len(roles))]
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks)]
     text = chat.text(tokenizer, turns, settings, generation_prompt=True)
-    # A system turn may move: some templates write it into the last user turn.
+    # A system turn may move, because some templates write it into the last user turn.
     places = [text.find(mark) for role, mark in zip(roles, marks) if role != "system"]
     if not all(mark in text for mark in marks) or places != sorted(places):
         raise ValueError(
@@ -258,12 +267,13 @@ def _check_turns(tokenizer: Any, roles: Sequence[str], settings: ChatSettings) -
 
 
 def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """The longest prefix that all lists share and that leaves each at least one token after it: int32 [P]."""
+    """Return the longest common prefix that leaves each list at least one more token: int32 [P]."""
     if not id_lists or not all(len(ids) for ids in id_lists):
         raise ValueError(
             f"{len(id_lists)} id lists, lengths {[len(ids) for ids in id_lists][:8]}; expected at least one, none empty"
         )
-    # Only the smallest and the largest in lexicographic order need comparing: every other list lies between them.
+    # It is enough to compare the smallest and the largest list in lexicographic order, because
+    # every other list is between them.
     low, high = min(id_lists, key=tuple), max(id_lists, key=tuple)
     cap = min(len(ids) for ids in id_lists) - 1
     size = next((i for i in range(cap) if low[i] != high[i]), cap)
@@ -273,9 +283,10 @@ def common_prefix(id_lists: Sequence[Sequence[int]]) -> np.ndarray:
 def _fitting(
     name: str, rows: Sequence[PromptRow], id_lists: list[list[int]], limit: int | None, on_long: str
 ) -> list[tuple[PromptRow, list[int]]]:
-    """The rows of at most ``limit`` tokens, with their ids. Raises ValueError for others unless they are to be dropped.
+    """Return the rows of at most ``limit`` tokens, with their ids.
 
-    The message names the settings that these arguments come from.
+    Raise ValueError for longer rows unless ``on_long`` is 'drop', and if no row is left. The
+    messages name the settings that these arguments come from.
     """
     pairs = list(zip(rows, id_lists))
     kept = pairs if limit is None else [(row, ids) for row, ids in pairs if len(ids) <= limit]

@@ -1,4 +1,4 @@
-"""Chat-format rows: a list of turns, as data files have them, read into the parts of a prompt."""
+"""Chat-format rows: a list of turns in a data file is read into the parts of a prompt."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from alphaalign_jax.text import json_of
 
 COLUMN = "messages"  # read if there is no column ``prompt``
 EXAMPLE = "[{'role': 'user', 'content': 'How do I bake bread?'}]"
-# ShareGPT's names for the same two keys and roles.
+# ShareGPT has its own names for the two keys of a turn, and for the roles.
 _KEYS = (("role", "content"), ("from", "value"))
 _ROLES = {"human": "user", "gpt": "assistant"}
 _TOOLS = ("tool_calls", "function_call", "tool_call_id")
 
 
 class Conversation(NamedTuple):
-    context: tuple[Turn, ...]  # before the last user turn
+    context: tuple[Turn, ...]  # turns before the last user turn
     prompt: str  # the last user turn
     answer: str  # the assistant's turn after it; '' if there is none
 
 
 def read_conversation(value: Any) -> Conversation:
-    """The parts of a conversation that ends with a user turn, or with the assistant's answer to it.
+    """Split a conversation that ends with a user turn, or with the assistant's answer to it.
 
     Args:
-      value: a list of ``{"role", "content"}``, or such a list as JSON text (CSV has no other way).
+      value: a list of ``{"role", "content"}``, or the list as JSON text, as in CSV files.
 
     Raises:
       ValueError, without a place, for anything else.
@@ -46,7 +46,7 @@ def read_conversation(value: Any) -> Conversation:
 
 
 def read_turns(value: Any) -> tuple[Turn, ...]:
-    """All turns of a list, or of its JSON text; at least one. ValueError for anything else."""
+    """Return the turns of a list, or of its JSON text; at least one. Raise ValueError otherwise."""
     if isinstance(value, str):
         try:
             value = json_of(value)
@@ -74,7 +74,10 @@ def _read_turn(item: Any, number: int) -> Turn:
 
 
 def _text_of(content: Any, number: int) -> Any:
-    """The text of a content that is a list of text parts, ``[{"type": "text", "text": ...}]``; others as they are."""
+    """Join a content that is a list of text parts, ``[{"type": "text", "text": ...}]``.
+
+    Return any other content unchanged, except that a list of other parts raises ValueError.
+    """
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]

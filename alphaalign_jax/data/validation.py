@@ -1,4 +1,7 @@
-"""Training prompts set aside for a run's looks at itself: the best state is chosen by them, not by those reported."""
+"""Validation prompts, set aside from the training prompts for a run's periodic evaluations.
+
+They choose the best state, so that the reported held-out prompts have no influence on the choice.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ from alphaalign_jax.data.audit import normalise
 from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.types import BENIGN, HARMFUL
 
-_SET_ASIDE = 0x73657461  # folded into the seed, so that the draw is no other's
+_SET_ASIDE = 0x73657461  # folded into the seed, so that this draw differs from all others
 
 
 def set_aside(rows: Sequence[PromptRow], share: float, seed: int) -> tuple[list[PromptRow], list[PromptRow]]:
     """Return the rows to train on, and the rows set aside, both in the order of ``rows``.
 
-    Stratified: of each label's prompts of each kind (``PromptRow.kind``) the seed draws ``share``, rounded, and at
-    least one of two or more. Rows that ask the same question (``audit.normalise``) are one prompt: its first row is set
-    aside and the others are left out, because a run that trains on one of them has learnt the answer.
+    The draw is stratified by label and kind (``PromptRow.kind``): the seed draws ``share`` of each
+    stratum, rounded, and at least one prompt if the stratum has two or more. Rows that ask the same
+    question (``audit.normalise``) count as one prompt. Its first row is set aside and the others
+    are dropped, because a run that trains on one of them has learnt the answer.
 
-    Raises ValueError if no prompt of a label is set aside: a state cannot be judged by the other label alone.
+    Raise ValueError if no prompt of a label is set aside: one label alone cannot rank the states.
     """
     if not share:
         return list(rows), []

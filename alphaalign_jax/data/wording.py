@@ -1,4 +1,4 @@
-"""Words of the format: the prompt template asks for them, the warm-up texts give them, the verifiers look for them."""
+"""Texts of the response format, shared by the prompt template, the warm-up and the verifiers."""
 
 from __future__ import annotations
 
