@@ -23,13 +23,12 @@ class PromptOrder:
 
     Plain: the run reads an endless stream, the concatenation of one fresh permutation of all n rows
     per epoch. Step k takes positions [k * batch, (k + 1) * batch). Every row occurs exactly once
-    per epoch, even if ``batch`` does not divide n. A batch that spans two epochs may contain a row
-    twice.
+    per epoch, even if ``batch`` does not divide n. A batch across two epochs may repeat a row.
 
-    Balanced (``harmful_fraction`` given): every batch has exactly h = round(batch *
-    harmful_fraction) harmful rows and batch - h benign rows, in shuffled positions. They come from
-    two such streams, one per label. Each stream has epochs of its own length, so the rarer label
-    repeats earlier.
+    Balanced (``harmful_fraction`` given): every batch has exactly
+    h = round(batch * harmful_fraction) harmful rows and batch - h benign rows, in shuffled
+    positions. They come from two such streams, one per label, with epochs of their own length:
+    the rarer label repeats earlier.
 
     Attributes:
       num_steps: steps in ``epochs`` epochs, ceil(epochs * n / batch). The last batch is filled up

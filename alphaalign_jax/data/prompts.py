@@ -1,4 +1,4 @@
-"""Labelled prompts from all sources: the built-in demo set, JSONL, CSV and parquet files, hub data sets.
+"""Labelled prompts from all sources: the demo set, JSONL, CSV and parquet files, hub data sets.
 
 An unusable row is an error that names its place. It is never dropped silently: a run on a safety
 data set with a hundred unreadable labels would otherwise train on the remaining rows.
@@ -29,8 +29,7 @@ def read(source: Source, *, answers: bool = True) -> list[PromptRow]:
 
     Raises:
       ValueError: a bad row (the message has the file, the line or row number counted from 1, the
-        value and the expectation), an unknown kind or label, a file that cannot be decoded, or no
-        rows left.
+        value and the expectation), an unknown kind or label, an undecodable file, or no rows left.
     """
     if source_kind(source) == "demo":
         rows = _read_demo(source)
@@ -104,8 +103,7 @@ class _Plan(NamedTuple):
         try:
             label = self._label(record)
             asked = self._asked(record)
-            # Columns source and category of other types are ignored; only training inputs are
-            # checked.
+            # Only training inputs are checked: source and category of other types are ignored.
             origin, category = values.get("source"), values.get("category")
             return PromptRow(
                 asked.prompt,

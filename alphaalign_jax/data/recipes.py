@@ -22,16 +22,15 @@ _TURN = 0x7075726E  # folded into the seed, so that this draw differs from all o
 def paper(scot: Source, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[Source, ...]:
     """Return the paper's sources: SCoT harmful, Dolly benign, XSTest adversarial benign.
 
-    Paper: arXiv 2507.14987. The mix contains the safe half of XSTest, so evaluate on other prompts
-      when training on it.
+    The paper is arXiv 2507.14987. The mix contains the safe half of XSTest, so evaluate on other
+    prompts when training on it.
 
     Args:
       scot: the harmful prompts of SCoT (Yang et al., "Enhancing Model Defense Against Jailbreaks
         with Proactive Safety Reasoning"). The authors publish no hub data set of bare prompts, so
-        bring your
-        own copy: a file or hub data set with one harmful question per row. A source without a fixed
-        label gets 'harmful'. If its columns have other names, set ``prompt_key``; if it also has
-        benign rows, exclude them with ``where``.
+        bring your own copy, a file or hub data set with one harmful question per row. A source
+        without a fixed label gets 'harmful'. If its columns have other names, set ``prompt_key``;
+        if it also has benign rows, exclude them with ``where``.
       ratios: shares of SCoT, Dolly and XSTest; they sum to 1.
     """
     if len(ratios) != 3:

@@ -69,7 +69,7 @@ class PromptSet:
           max_prompt_tokens: limit for a whole prompt, prefix included; None for no limit.
           on_long: for a longer prompt, 'error' raises ValueError, 'drop' drops and counts it.
             Prompts are never truncated: that would cut off the end of the question and the
-              assistant's header.
+            assistant's header.
           prefix: the prefix to use. Every prompt must begin with it and be longer. None takes the
             longest common prefix.
           settings: date and arguments for the chat template.
@@ -220,8 +220,7 @@ def tokenize_rows(
     """Return the token ids of each row's whole prompt: its turns, then the assistant's header.
 
     Raise ValueError, with the row, if the chat template does not produce that, or if a prompt
-    contains
-    a control token: the model would read the rest of the prompt as another speaker's turn.
+    contains a control token: the model would read the rest of it as another speaker's turn.
     """
     chat.check(tokenizer, settings)
     chat.check_generation_prompt(tokenizer, settings)

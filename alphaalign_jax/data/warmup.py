@@ -19,13 +19,13 @@ from alphaalign_jax.data.row import PromptRow
 from alphaalign_jax.data.wording import REFUSAL, TAG_TEXTS
 from alphaalign_jax.types import BENIGN, HARMFUL
 
-# The verdict follows the question directly, in the template's own words ("deemed unsafe", "is
-# safe"). Measured on SmolLM2-135M-Instruct before any training, the odds of " unsafe" against "
-# safe" at this point separate harmful from benign prompts (AUC 0.82 on 96 prompts). After an
-# opening of a few neutral words they do not (0.59): a policy warmed up on that decides without
-# looking at the prompt, and RL takes long to undo it. There is only one wording, because all tokens
-# of a response share one advantage, so every choice that decides nothing adds noise to the policy
-# gradient.
+# The verdict follows the question directly, in the template's words ("deemed unsafe", "is safe").
+# Measured on SmolLM2-135M-Instruct before any training, the odds of " unsafe" against " safe" at
+# this point separate harmful from benign prompts (AUC 0.82 on 96 prompts). After an opening of a
+# few neutral words they do not (0.59). A policy warmed up on such an opening decides without
+# looking at the prompt, and RL takes long to undo that. There is only one wording, because all
+# tokens of a response share one advantage, so that every choice that decides nothing adds noise to
+# the policy gradient.
 REFUSE_VERDICT = "This question is unsafe, so I decline."
 COMPLY_VERDICT = "This question is safe, so I answer."
 

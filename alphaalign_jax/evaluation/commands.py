@@ -1,4 +1,4 @@
-"""``alphaalign generate`` and ``alphaalign evaluate``: a model directory, prompts in, a file of results out."""
+"""``alphaalign generate`` and ``evaluate``: sample responses of a model, write a results file."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from alphaalign_jax.rollout.engine import InFlight
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.text import inline
 
-_SHOWN = 3  # responses that generate prints; the file has all
+_SHOWN = 3  # prompts whose first response generate prints; the file has all responses
 
 
 def generate(args: Any) -> None:
-    """Write one line a prompt: ``{prompt, samples: [...]}``, with ``context`` if there are earlier turns.
+    """Write one line per prompt: ``{prompt, samples: [...]}``, and ``context`` for earlier turns.
 
-    The first few are printed, too.
+    Also print the first few.
     """
     output.check(args.out, args.prompts)
     if args.n > 1 and not args.temperature:
@@ -55,7 +55,7 @@ def generate(args: Any) -> None:
 
 
 def evaluate(args: Any) -> None:
-    """Writes the summary's fields with their counts, for all rows and by source; prints the table."""
+    """Write the summary's fields with their counts, for all rows and by source; print the table."""
     output.check(args.out, args.data)
     rows = read(Source(path=args.data, label_map=map_of_text(args.label_map)), answers=False)
     display = Display()
@@ -76,14 +76,14 @@ def evaluate(args: Any) -> None:
 def sample(
     args: Any, rows: Sequence[PromptRow], display: Display, *, group: int, prefix: str = ""
 ) -> list[list[Response]]:
-    """``group`` responses of the model of ``args`` to each row, in order."""
+    """Sample ``group`` responses to each row from the model of ``args``, in order."""
     if group < 1 or args.batch < 1 or args.max_new_tokens < 1:
         raise ValueError(
             f"--n={group}, --batch={args.batch}, --max_new_tokens={args.max_new_tokens}: expected at least 1 each"
         )
     if not 0 <= args.seed < 2**31:
         raise ValueError(f"--seed={args.seed}: expected 0 to {2**31 - 1}")
-    Sampling.create(args.temperature, args.top_k, args.top_p)  # refuses numbers out of range before anything is read
+    Sampling.create(args.temperature, args.top_k, args.top_p)  # checks ranges before reading files
     chat = chat_settings(args)
     policy = Policy.open(args.model, args.format_mode, chat.date, chat.args)
     sampling = policy.sampling(args.temperature, args.top_k, args.top_p)
@@ -124,7 +124,7 @@ def sample(
 
 
 def chat_settings(args: Any) -> ChatSettings:
-    """Return what the chat template is rendered with: as the model was saved with, but for the given options."""
+    """Return the chat template's settings: those saved with the model; options override them."""
     pairs = None if args.chat_args is None else tuple(filter(None, args.chat_args.split(",")))
     try:
         return hf.chat_settings(args.model, args.chat_date or "", pairs)
@@ -133,7 +133,10 @@ def chat_settings(args: Any) -> ChatSettings:
 
 
 def judged_whole(response: Response) -> Response:
-    """Nobody asked for tags: where there is no answer block, a refusal may stand anywhere in the text."""
+    """Return the response with its refusal judged on the whole text if it has no answer block.
+
+    Without the template, nothing asks the model for tags.
+    """
     text = response.text.encode()
     if answer_block(text) is not None:
         return response
@@ -141,5 +144,5 @@ def judged_whole(response: Response) -> Response:
 
 
 def _unlabelled(path: str) -> list[PromptRow]:
-    """Rows ``{prompt}``; labels and answers are not needed, so they are not read."""
+    """Read rows ``{prompt}``. Labels and answers are not read, because generate needs neither."""
     return read(Source(path=path, label="benign"), answers=False)

@@ -1,4 +1,4 @@
-"""How varied a policy's words are, and how many of them are the template's: canned sentences show here."""
+"""Diversity of a policy's texts, and overlap with the template, to detect canned sentences."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from alphaalign_jax.rewards.hacking import reasoning_block
 from alphaalign_jax.rewards.template import INSTRUCTION
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_STRETCH = 4  # words
+_STRETCH = 4  # words of a stretch
 
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-    """Counts over responses in format. Texts are compared in lower case, with white space squeezed.
+    """Counts over responses in format.
 
-    Answers are those to prompts that were not refused: a refusal has one wording.
+    Texts are compared in lower case, with white space collapsed. Refusals do not count as answers,
+    because they have a fixed wording.
     """
 
     reasonings: int = 0
@@ -28,12 +29,12 @@ class Diversity:
     answers: int = 0
     distinct_answers: int = 0
     answer_words: int = 0
-    stretches: int = 0  # runs of four words in the reasonings
-    template_stretches: int = 0  # of these, those that the template's instruction has too
+    stretches: int = 0  # sequences of four words in the reasonings
+    template_stretches: int = 0  # those that also occur in the template's instruction
 
     @classmethod
     def of(cls, responses: Iterable[tuple[str, bool]]) -> Diversity:
-        """``responses``: texts in format, and whether each refuses."""
+        """Count over ``responses``: texts in format, and whether each refuses."""
         pairs = [(_squeezed(reasoning_block(text) or ""), _answer(text), refuses) for text, refuses in responses]
         reasonings = [reasoning for reasoning, _, _ in pairs]
         answers = [answer for _, answer, refuses in pairs if not refuses]
@@ -50,7 +51,7 @@ class Diversity:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Shares and means, None where there is nothing to count, with the counts behind them."""
+        """Return shares and means with their counts. A share or mean of nothing is None."""
         share = lambda count, n: count / n if n else None
         return {
             "distinct_reasonings": share(self.distinct_reasonings, self.reasonings),

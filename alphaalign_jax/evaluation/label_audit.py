@@ -1,4 +1,4 @@
-"""``alphaalign data audit``: labels that are likely to be wrong, and prompts that evaluation would meet again."""
+"""``alphaalign data audit``: find labels that are likely wrong, and leaks into evaluation sets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from alphaalign_jax.types import BENIGN, HARMFUL, LABELS
 
 @dataclasses.dataclass(frozen=True)
 class Doubt:
-    """A row whose label a model does not follow.
+    """How far a model disagrees with the label of a row.
 
-    ``disagreement``: the share of its responses that did what the other label asks for, in [0, 1].
+    ``disagreement``: share of the row's responses that fit the other label, in [0, 1].
     """
 
     row: int
@@ -32,7 +32,7 @@ class Doubt:
 
 
 def run(args: Any) -> None:
-    """Prints what is found and writes all of it to ``args.out``."""
+    """Print the most important findings, and write all findings to ``args.out``."""
     output.check(args.out, *args.data.split(","), *args.heldout.split(","))
     if args.model and args.n > 1 and not args.temperature:
         raise ValueError(f"--n={args.n} with --temperature=0 gives {args.n} times the same; set --temperature=1.0")
@@ -54,28 +54,28 @@ def run(args: Any) -> None:
 
 
 def _read(paths: str, label_map: str) -> list[PromptRow]:
-    """Rows of all files of a comma-separated list."""
+    """Read the rows of all files of a comma-separated list."""
     sources = [Source(path=path, label_map=map_of_text(label_map)) for path in paths.split(",") if path]
     return [row for source in sources for row in read(source, answers=False)]
 
 
 def opposite_labels(rows: Sequence[PromptRow], cutoff: float) -> list[Pair]:
-    """Pairs (harmful row, benign row) that are nearly the same, the nearest first."""
+    """Return pairs (harmful row, benign row) that are nearly the same, nearest first."""
     harmful, benign = ([i for i, row in enumerate(rows) if row.label == label] for label in (HARMFUL, BENIGN))
     pairs = near_pairs([rows[i].question for i in harmful], [rows[j].question for j in benign], cutoff)
     return [Pair(harmful[pair.i], benign[pair.j], pair.similarity) for pair in pairs]
 
 
 def also_held_out(rows: Sequence[PromptRow], heldout: Sequence[PromptRow], cutoff: float) -> list[Pair]:
-    """Pairs (row, held-out row) that are nearly the same."""
+    """Return pairs (row, held-out row) that are nearly the same, nearest first."""
     return near_pairs([row.question for row in rows], [row.question for row in heldout], cutoff)
 
 
 def disagreement(rows: Sequence[PromptRow], refusals: Sequence[Sequence[bool]]) -> list[Doubt]:
-    """Rows by how much the model's responses go against their labels, most first.
+    """Return all rows by how often the model's responses contradict their labels, most often first.
 
-    A harmful row is doubted by the share of its responses that do not refuse, a benign one by the share that do:
-    ``refusals[i][k]`` says whether response k to row i refuses.
+    The disagreement with a harmful row is the share of its responses that do not refuse; with a
+    benign row, the share that do. ``refusals[i][k]`` is whether response k to row i refuses.
     """
     against = lambda row, each: sum(refused != (row.label == HARMFUL) for refused in each) / len(each)
     doubts = [Doubt(i, against(row, each)) for i, (row, each) in enumerate(zip(rows, refusals, strict=True))]

@@ -1,5 +1,7 @@
-"""Responses of a policy to a whole prompt set, and what the verifiers say of them: the one path from prompts to text
-that evaluation, generation and the training loop share."""
+"""A policy's responses to a whole prompt set, with the verifiers' verdicts.
+
+Evaluation, generation and the training loop share this path from prompts to text.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from alphaalign_jax.rollout.engine import Engine
 from alphaalign_jax.rollout.policy import Policy
 from alphaalign_jax.types import Finish, Rollout
 
-WIDE = 256  # prompt tokens beyond which a batch shrinks: prefill memory grows with width squared
+WIDE = 256  # wider prompts are sampled in smaller batches: prefill memory grows with width squared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Response:
 
     text: str
     token_ids: list[int]  # stop token included
-    logprobs: list[float | None]  # one a token, nats; None for forced tokens, which were not sampled
+    logprobs: list[float | None]  # one per token, nats; None for forced (not sampled) tokens
     finish: str  # stop or length
     format: bool  # V_f
     refusal: bool  # V_r
@@ -39,7 +41,7 @@ class Response:
 
 
 def host_responses(rollout: Rollout, verdict: Verdict, policy: Policy, rows: int) -> list[list[Response]]:
-    """The first ``rows`` prompts' responses."""
+    """Return the responses to the first ``rows`` prompts, on the host."""
     sampling = (rollout.tokens, rollout.length, rollout.finish, rollout.sampled, rollout.logprob)
     tokens, length, finish, sampled, logprob, form, refusal = (
         x[:rows] for x in to_host((*sampling, verdict.format, verdict.refusal))
@@ -76,9 +78,10 @@ def respond(
     indices: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[list[Response]]:
-    """``group`` responses to each prompt of ``indices`` (default: all), in that order.
+    """Sample ``group`` responses to each prompt of ``indices`` (default: all), in that order.
 
-    Prompts are grouped by width, so that one of 2,000 tokens does not pad all others; a batch of wide ones is smaller.
+    Prompts are grouped by width, so that one of 2,000 tokens does not pad all others. Batches of
+    wide prompts are smaller.
     """
     indices = list(range(len(prompts)) if indices is None else indices)
     forced_ids = jnp.asarray(forced, jnp.int32) if len(forced) else None
@@ -87,7 +90,7 @@ def respond(
         size = batch_size(batch, width, len(members), engine.layout.size("batch"))
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
-            # A short last batch is filled up with repeats of its last row: one shape, one program a width.
+            # A short last batch is padded with its last row, so that each width has one program.
             filled = chosen + [chosen[-1]] * (size - len(chosen))
             rollout = engine.rollout(
                 params, prompts.batch(filled, slots=width), key, sampling, group=group, slots=slots, forced=forced_ids
@@ -99,9 +102,10 @@ def respond(
 
 
 def by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]:
-    """Return indices by padded width: the set's bucket times a power of four.
+    """Return indices by padded width, which is the set's bucket times a power of four.
 
-    Each width costs a compile. Padding costs little: decoding, which takes the time, does not depend on it.
+    Each width costs a compilation. Padding costs little, because decoding, which takes most of the
+    time, does not depend on it.
     """
     groups: dict[int, list[int]] = {}
     for i in indices:
@@ -113,9 +117,9 @@ def by_width(prompts: PromptSet, indices: Sequence[int]) -> dict[int, list[int]]
 
 
 def batch_size(batch: int, width: int, count: int, shards: int) -> int:
-    """Return how many of ``count`` prompts to take at a time: at most ``batch``, and fewer wide ones.
+    """Return the batch size for ``count`` prompts: at most ``batch``, and less for wide prompts.
 
-    Batches are of one size, a multiple of the ``shards`` of the batch axis.
+    All batches have this size, a multiple of the ``shards`` of the batch axis.
     """
     fitting = min(batch, max(1, batch * WIDE // width))
     even = -(-count // -(-count // fitting))

@@ -1,7 +1,8 @@
-"""The verdict that a reasoning block states, and whether the decision follows it.
+"""The verdict stated in a reasoning block, to measure whether the decision follows it.
 
-A lexical measure: the last word on safety counts ("So it is unsafe.", "That is not harmful."). A reasoning that states
-no verdict in these words is left out of the agreement, and counted.
+This is a lexical measure: the last word on safety counts ("So it is unsafe.", "That is not
+harmful."). Reasonings without a verdict in these words are excluded from the rate of agreement;
+the number of reasonings with one is reported.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ _UNSAFE = {"unsafe", "harmful"}
 
 
 def states_unsafe(reasoning: str) -> bool | None:
-    """Return whether the reasoning's last verdict is "unsafe" or "harmful"; None if it states none.
+    """Return whether the reasoning's last verdict is "unsafe" or "harmful"; None if it has none.
 
-    A negation turns the verdict round: "not safe" is unsafe, "not at all" without such a word is nothing.
+    A negation reverses the verdict: "not safe" means unsafe. "not at all" alone is not a verdict.
     """
     found = None
     for match in _WORDS.finditer(reasoning):
