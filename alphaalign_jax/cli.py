@@ -1,5 +1,7 @@
-"""The command line: ``alphaalign train | sft | generate | evaluate | data | convert | serve | bench | plan``. Thin: \
-it reads arguments and calls the rooms."""
+"""The command line: ``alphaalign train | sft | generate | evaluate | data | convert | serve | bench | plan``.
+
+It only parses arguments and calls the packages that do the work. ``--help`` shows the first line.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +184,7 @@ def _measuring(commands: Any) -> None:
 
 
 def joined(argv: Sequence[str]) -> list[str]:
-    """Arguments with ``--config.key value`` as ``--config.key=value``; ``--sweep.key`` likewise."""
+    """Rewrite ``--config.key value`` as ``--config.key=value``; the same for ``--sweep.key``."""
     found: list[str] = []
     for argument in argv:
         last = found[-1] if found else ""
@@ -194,7 +196,7 @@ def joined(argv: Sequence[str]) -> list[str]:
 
 
 def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
-    """``--config.key=value`` arguments as pairs."""
+    """Return ``--config.key=value`` arguments as pairs. Raise ValueError for other arguments."""
     pairs = []
     for argument in extra:
         key, equals, value = argument.partition("=")
@@ -205,7 +207,7 @@ def overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def swept(extra: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """``--sweep.key=value,value`` arguments as settings with their values; and the other arguments."""
+    """Return ``--sweep.key=value,value`` arguments as {key: values}, and the other arguments."""
     axes, rest = {}, []
     for argument in extra:
         key, equals, values = argument.partition("=")
@@ -217,7 +219,7 @@ def swept(extra: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _print_config(args: Any, extra: Sequence[tuple[str, str]]) -> int:
-    """Print the settings as summary.json has them, checked."""
+    """Print the checked settings in the form of summary.json."""
     from alphaalign_jax import config
 
     print(json.dumps(dataclasses.asdict(config.load(args.config, extra)), indent=2))
@@ -306,9 +308,9 @@ def _plan(args: Any, extra: Sequence[tuple[str, str]]) -> int:
     return int(args.check and not fits)
 
 
-# Commands with a --config.
+# Commands that take a --config.
 CONFIGURED = ("train", "sft", "serve", "bench", "plan")
-# What a command returns is its exit status; None is 0.
+# Each command returns its exit status; None means 0.
 COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
     "train": _train,
     "sft": _sft,
@@ -323,7 +325,7 @@ COMMANDS: dict[str, Callable[[Any, Sequence[tuple[str, str]]], int | None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; a mistake in its input ends in one line, not in a traceback."""
+    """Run a command and return its exit status. Invalid input ends in one line, not a traceback."""
     sys.excepthook = _show_error
     with terminal.tolerant():
         return _run(argv)
@@ -355,7 +357,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print an unexpected error. It may quote a file, and Python itself would print its control characters."""
+    """Print an unexpected error with control characters escaped, because it may quote a file."""
     terminal.write_error(printable("".join(traceback.format_exception(kind, error, trace))).rstrip("\n"))
 
 

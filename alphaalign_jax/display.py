@@ -1,4 +1,4 @@
-"""What a person sees while a command works: text, tables and progress, of one process for all."""
+"""Terminal output of a command: text, tables and progress, printed by one process for all."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from alphaalign_jax.text import inline, printable
 
 
 def cell(text: str) -> rich.text.Text:
-    """A table's cell with a text of others: no markup, no control characters, no second line."""
+    """Return a table cell for untrusted text: no markup, no control characters, one line."""
     return rich.text.Text(inline(text))
 
 
 def figures_table(title: str, columns: Sequence[str], *, left: Sequence[str], caption: str) -> rich.table.Table:
-    """A table of many narrow columns, which fits a terminal of 80; those not named ``left`` hold numbers."""
+    """Return a table of many narrow columns that fits 80 columns of terminal.
+
+    Columns in ``left`` are left-aligned; the others hold numbers and are right-aligned.
+    """
     found = rich.table.Table(
         title=title, caption=caption, box=rich.box.SIMPLE_HEAD, padding=0, title_justify="left", caption_justify="left"
     )
@@ -42,13 +45,19 @@ FLOPS: Units = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
 
 
 def unit_for(values: Iterable[float], units: Units) -> tuple[str, float]:
-    """The unit, with its size, for a column: the largest in which one of ``values`` is at least 4, so that those that
-    are much smaller are not all 0."""
+    """Return the unit for a column, with its size.
+
+    The unit is the largest that gives at least 4 for one of ``values``, so that much smaller ones
+    do not all show as 0.
+    """
     return _largest_unit(max(values, default=0.0) / 4, units)
 
 
 def number(value: float) -> str:
-    """A number of 0 or more in at most five characters up to 99,999: 0, <.01, 0.02, 1.23, 12.3, 123."""
+    """Format a number of 0 or more, in at most five characters up to 99,999.
+
+    Examples: 0, <.01, 0.02, 1.23, 12.3, 123.
+    """
     if 0 < value < 0.005:
         return "<.01"
     decimals = 0 if value == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
@@ -60,13 +69,13 @@ def _largest_unit(value: float, units: Units) -> tuple[str, float]:
 
 
 def quantity(value: float, units: Units) -> str:
-    """A number in the unit that suits it: 31.2 MiB."""
+    """Format a number in the unit that suits it, such as 31.2 MiB."""
     name, size = _largest_unit(value, units)
     return f"{number(value / size)} {name}"
 
 
 class Display:
-    """A progress bar with live figures on a terminal; one line every few seconds where output goes to a file."""
+    """A progress bar with live figures on a terminal; in a file, one line every few seconds."""
 
     LINE_SECONDS = 10.0
 
@@ -74,8 +83,11 @@ class Display:
         self.console = console or rich.console.Console(file=Stream(sys.stdout), quiet=not processes.first())
 
     def say(self, text: Any) -> None:
-        """Prints a table, or text as it is: what looks like markup may be a quoted prompt, and a line that is broken at
-        80 columns is no command to copy, and found by no search in a log."""
+        """Print a table, or text without markup and wrapping.
+
+        Text that looks like markup may be a quoted prompt. A line wrapped at 80 columns could not
+        be copied as a command, and a search in a log would miss it.
+        """
         if isinstance(text, str):
             self.console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
@@ -83,11 +95,11 @@ class Display:
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Yield ``advance(n, **figures)``. Programs that are compiled in the block are shown as they begin."""
+        """Yield ``advance(n, **figures)``. Programs compiled in the block are shown as they begin."""
         began = time.perf_counter()
         last = 0.0
         text = ""
-        # On a terminal of 80 columns the figures are what gives way: they go on in a second line.
+        # On a terminal of 80 columns the figures wrap to a second line; the other columns do not.
         whole = functools.partial(rich.table.Column, no_wrap=True)
         columns = (
             rich.progress.TextColumn("{task.description}", markup=False),

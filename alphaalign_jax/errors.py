@@ -1,4 +1,4 @@
-"""Ends of a command that a message explains: they are shown in one line, not as a traceback."""
+"""Expected errors that end a command: shown as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from collections.abc import Iterator
 
 
 class ExpectedError(RuntimeError):
-    """Something outside of the program, or a limit that its user set, ends it. ``status`` is its exit status.
+    """An error from outside the program, or a limit set by its user. ``status``: the exit status.
 
-    2 is not to be started again as it is: launch/tpu_vm.sh and launch/gke.sh stop there, SkyPilot after three times.
+    Status 2 means "do not restart unchanged": launch/tpu_vm.sh and launch/gke.sh stop at it,
+    SkyPilot after three restarts.
     """
 
     status = 2
 
 
 class OutOfMemory(ExpectedError):
-    """A device had no room left. The settings decide how much is taken, so the same command would end the same way."""
+    """A device ran out of memory. With the same settings the command would fail again."""
 
 
-# Advice for every command, where the failed allocation does not tell which of its settings decide.
+# Advice that fits every command, for failures that do not show which settings matter.
 _TAKE_LESS = "take a smaller model, more devices, bfloat16, or fewer rows at a time"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on the host, or in XLA, which has one exception for all that goes wrong in it."""
-    if isinstance(error, OSError):  # a file that could not be mapped
+    """Return whether an allocation failed, on the host or in XLA.
+
+    XLA has one exception type for all its errors, so its message is searched.
+    """
+    if isinstance(error, OSError):  # a file could not be mapped into memory
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
         type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
@@ -36,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
-    """Return what to raise in place of an allocation's ``error``: its size, if it is known, and what to do."""
+    """Return the error to raise for a failed allocation: with its size, if known, and advice."""
     wanted = re.search(r"allocat\w* ([0-9]+) bytes", str(error))
     size = f" (an allocation of {int(wanted[1]) / 2**30:.1f} GiB failed)" if wanted else ""
     return OutOfMemory(f"out of memory{size}; {advice}")
@@ -44,9 +48,9 @@ def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
 
 @contextlib.contextmanager
 def explaining_memory(advice: str) -> Iterator[None]:
-    """Raise OutOfMemory, with ``advice``, in place of an allocation that failed in the block.
+    """Raise OutOfMemory with ``advice`` in place of an allocation error in the block.
 
-    Only for advice that names settings: ``ends_with`` explains every other failed allocation.
+    Use it only for advice that names settings: ``ends_with`` explains all other allocation errors.
     """
     try:
         yield
@@ -60,9 +64,10 @@ EXPLAINED = (ValueError, FileNotFoundError, ExpectedError)
 
 
 def ends_with(error: BaseException) -> tuple[int, str | BaseException]:
-    """Return the exit status of a command that ends with ``error``, and what to show: a line, or the error itself.
+    """Return the exit status of a command that fails with ``error``, and the line or error to show.
 
-    ALPHAALIGN_TRACEBACK=1 shows the error, with its traceback, in any case.
+    An expected error is shown as a line. ALPHAALIGN_TRACEBACK=1 always shows the error itself, with
+    its traceback.
     """
     shown = out_of_memory(error, _TAKE_LESS) if is_out_of_memory(error) else error
     if not isinstance(shown, EXPLAINED) or os.environ.get("ALPHAALIGN_TRACEBACK"):

@@ -12,7 +12,7 @@ from alphaalign_jax.parallel import processes
 
 
 def check(path: str, *inputs: str) -> None:
-    """Raises ValueError for a file that could not be written once all is found, or that is one of the ``inputs``."""
+    """Raise ValueError, before any work, if ``path`` cannot be written or is one of ``inputs``."""
     if buckets.remote(path):
         buckets.check(path)
         return
@@ -20,7 +20,7 @@ def check(path: str, *inputs: str) -> None:
         target = _target(path)
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
-        if not target.exists() or target.is_file():  # a pipe, /dev/null: nothing is made
+        if not target.exists() or target.is_file():  # not a pipe or /dev/null: a file will be made
             buckets.try_folder(target.parent)
         same = [name for name in inputs if name and not buckets.remote(name) and _same(target, name)]
     except OSError as error:
@@ -32,7 +32,10 @@ def check(path: str, *inputs: str) -> None:
 
 
 def write(path: str | pathlib.Path, text: str) -> None:
-    """Makes the file and the folders above it. Whenever the process is killed, it is the old one or the new one."""
+    """Write the file atomically, and create its folders.
+
+    If the process is killed at any time, the old file or the new one is there.
+    """
     if not processes.first():
         return
     if buckets.remote(path):
@@ -41,10 +44,11 @@ def write(path: str | pathlib.Path, text: str) -> None:
         return
     target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_file():  # a pipe, /dev/null: to be written to, not put away
+    if target.exists() and not target.is_file():  # a pipe or /dev/null: do not replace it
         target.write_text(text, encoding="utf-8")
         return
-    # Hidden: a mirror of the folder passes over it. Of a name that nobody can have put a link at.
+    # The name is hidden, so that a mirror of the folder skips it, and random, so that nobody can
+    # have placed a link there.
     partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("x", encoding="utf-8") as file:
@@ -55,7 +59,7 @@ def write(path: str | pathlib.Path, text: str) -> None:
 
 
 def _target(path: str | pathlib.Path) -> pathlib.Path:
-    """Where it lies: through links, which stay."""
+    """Return the file's real path: links are followed, so that writing keeps them."""
     return pathlib.Path(os.path.expanduser(path)).resolve()
 
 

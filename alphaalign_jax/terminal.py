@@ -1,4 +1,4 @@
-"""Standard output and error that cannot end a command: text that cannot be shown is replaced or dropped."""
+"""Standard output and error that cannot fail: text that cannot be shown is replaced or dropped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 
 class Stream:
-    """A text stream whose writes raise no error; everything else is that of the ``stream`` it wraps.
+    """A text stream whose writes never raise; everything else is that of the ``stream`` it wraps.
 
-    Characters that the stream's encoding lacks become ``?``. Text is dropped if nobody reads the stream any more (the
-    ``head`` of ``train | head -1``), its disk is full, or it is closed. None, which Python has in place of a descriptor
-    that was closed when it started, is a stream that drops everything.
+    Characters that the stream's encoding lacks become ``?``. Text is dropped if nobody reads the
+    stream any more (the ``head`` of ``train | head -1``), if its disk is full, or if it is closed.
+    If Python started with the descriptor closed, ``stream`` is None, and everything is dropped.
     """
 
     def __init__(self, stream: Any):
@@ -54,7 +54,7 @@ class Stream:
 
 @contextlib.contextmanager
 def tolerant() -> Iterator[None]:
-    """Standard output and error as ``Stream``s while the block runs, also for libraries that print."""
+    """Make standard output and error ``Stream``s in the block, also for libraries that print."""
     _open_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = streams = Stream(sys.stdout), Stream(sys.stderr)
@@ -67,17 +67,18 @@ def tolerant() -> Iterator[None]:
 
 
 def write_error(text: str) -> None:
-    """Write a line to standard error; one that cannot be written is dropped."""
+    """Write a line to standard error, or drop it if that fails."""
     print(text, file=Stream(sys.stderr), flush=True)
 
 
 @functools.cache
 def quiet_libraries() -> None:
-    """Drop messages of libraries that nobody can act on here; ALPHAALIGN_TRACEBACK=1 shows them.
+    """Drop library messages that the user cannot act on; ALPHAALIGN_TRACEBACK=1 shows them.
 
-    Orbax warns of metadata files that our checkpoints do not have. When a write fails, its threads log what they raise,
-    with their tracebacks, before they give it to whoever waits for them: hundreds of lines around the one that says
-    what happened. transformers advises to install PyTorch. To be called before either is used.
+    Orbax warns of metadata files that our checkpoints do not have. When a write fails, its threads
+    also log their exceptions with tracebacks before they pass them on, which buries the one line
+    that matters in hundreds. transformers advises installing PyTorch. Call this before either
+    library is used.
     """
     if os.environ.get("ALPHAALIGN_TRACEBACK"):
         return
@@ -86,15 +87,18 @@ def quiet_libraries() -> None:
 
 
 def _open_descriptors() -> None:
-    """Open descriptors 0 to 2 if they are closed. The next file, a checkpoint perhaps, would get such a number, and
-    whatever a library prints to it."""
+    """Open descriptors 0 to 2 if they are closed.
+
+    Otherwise the next opened file, perhaps a checkpoint, would get such a number, and libraries
+    would print into it.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _release(stream: Any) -> None:
-    """Let the interpreter's last flush of a stream succeed: its failure would be the exit status (120)."""
+    """Make the interpreter's last flush of a stream succeed: its failure would exit with 120."""
     try:
         stream.flush()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show and to read: a prompt, a response or a server's reply may hold anything."""
+"""Display and parsing of untrusted text: prompts, responses and replies may hold anything."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """The text with every character that is not for reading, line ends and tabs apart, as its escape.
+    """Replace all unprintable characters, except line ends and tabs, with their escapes.
 
-    Terminals obey control characters (ESC begins a command: to clear the screen, to rename the window), and what turns
-    the direction of writing makes a line read as another. In: "a\\x1b[2J\\u202e"; out: "a\\\\x1b[2J\\\\u202e".
+    Terminals obey control characters: ESC begins commands that clear the screen or rename the
+    window. Characters that reverse the direction of writing make a line read differently.
+    In: "a\\x1b[2J\\u202e"; out: "a\\\\x1b[2J\\\\u202e".
     """
     if text.isprintable():
         return text
@@ -19,14 +20,17 @@ def printable(text: str) -> str:
 
 
 def inline(text: str, length: int = 200) -> str:
-    """The same for a part of a line, which must not begin another: line ends and tabs too, and cut."""
+    """Make text printable for use within a line: escape line ends and tabs too, and truncate it."""
     text = text if len(text) <= length else f"{text[: length - 3]}..."
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def json_of(text: str | bytes) -> Any:
-    """What ``json.loads`` gives. Raises ValueError too where a key stands twice in an object, of which Python would
-    take the last: a label, a score or a size other than the one that a person reads first."""
+    """Parse JSON like ``json.loads``, but also raise ValueError for a duplicate key in an object.
+
+    Python would take the last of the two: another label, score or size than the one that a person
+    reads first.
+    """
     return json.loads(text, object_pairs_hook=_object)
 
 

@@ -1,1 +1,1 @@
-"""A reward model of this machine for runs on others."""
+"""Serving of a reward model on this machine to runs on other machines."""

@@ -1,4 +1,4 @@
-"""``alphaalign serve``: a config's reward model, for runs on other machines."""
+"""``alphaalign serve``: serve a config's reward model to runs on other machines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from alphaalign_jax.train import assembly
 
 
 def run(args: Any, config: Config, display: Display | None = None) -> None:
-    """Serves until SIGTERM or Ctrl-C, then answers what was asked and says what it has done.
+    """Serve until SIGTERM or Ctrl-C, then answer the pending requests and print a summary.
 
-    Raises ValueError, before the model is read, for an address that anyone could ask without a token, limits and files
-    that cannot be, and a config without a reward model of its own.
+    Raise ValueError, before the model is read, for a public address without a token, invalid limits
+    or files, and a config without a reward model that runs here.
     """
     limits = Limits(args.max_rows, args.max_request_bytes, args.max_waiting, args.receive_timeout, args.timeout)
     token, tls = bearer_token(args.token_env, "--token_env"), _tls(args.certificate, args.key)
@@ -45,7 +45,7 @@ def run(args: Any, config: Config, display: Display | None = None) -> None:
         )
     if jax.process_count() > 1:
         raise ValueError("serve runs on one host: start one on each, without ALPHAALIGN_PROCESSES")
-    scorer = assembly.open_scorer(config)  # one that fails does so now, and is compiled
+    scorer = assembly.open_scorer(config)  # scores a first row: compiles, or fails early
     if scorer is None:
         raise ValueError(
             "reward.helpfulness=off: the config reads no reward model; set --config.reward.helpfulness=raw"
@@ -65,7 +65,7 @@ async def _serve(
 ) -> None:
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def end(number: int) -> None:  # a second request ends it at once
+    def end(number: int) -> None:  # a second signal ends the process at once
         loop.remove_signal_handler(number)
         ended.set()
 
@@ -79,7 +79,7 @@ async def _serve(
     began = time.monotonic()
     try:
         await _listen(web.TCPSite(runner, args.host, args.port, ssl_context=tls), args)
-        # With --port=0 the system has chosen one.
+        # With --port=0 the system chose the port.
         port = runner.addresses[0][1]
         host = socket.getfqdn() if args.host in ("0.0.0.0", "::", "") else args.host
         url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/score"

@@ -1,11 +1,12 @@
 """A reward model behind HTTP: the server of the protocol in ``rewards.reward_model.wire``.
 
-    POST /score    as there
-    else           {"error": "..."}, with Retry-After if the same request is worth another try
+    POST /score    as specified there
     GET  /health   200, without a token
+    errors         {"error": "..."}, with Retry-After if the same request is worth another try
 
-Who asks is a stranger until the bearer token is seen, and no request may hold memory, a thread or the queue for longer
-than its limits. What was asked is in no log, and in no error but to who asked it.
+Clients are untrusted until their bearer token is checked. No request holds memory, a thread or the
+queue for longer than its limits. The text of a request is never logged, and errors quote it only to
+the client that sent it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from alphaalign_jax.serving.pooling import Full, Pool
 from alphaalign_jax.text import json_of, printable
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SHOWN = 400  # characters of an error
+_SHOWN = 400  # characters of an error in a response
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Named as the command's options are."""
+    """Limits on requests, under the names of the command's options."""
 
-    max_rows: int  # of a request
+    max_rows: int  # per request
     max_request_bytes: int
-    max_waiting: int  # rows of all requests, but those that are being scored
-    receive_timeout: float  # seconds for a request to arrive whole
-    timeout: float  # seconds from then on to its scores
+    max_waiting: int  # queued rows of all requests, without those being scored
+    receive_timeout: float  # seconds until a request has arrived completely
+    timeout: float  # seconds from its arrival to its scores
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -48,7 +49,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error as its response."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)
@@ -56,25 +57,31 @@ class Refused(Exception):
 
 
 class Endpoint:
-    """Requests to ``pool``. ``token``: the bearer token that each must have; None where whoever asks may. ``dtype``:
-    what the model computes in."""
+    """HTTP handlers that pass requests on to ``pool``.
+
+    ``token``: bearer token that every request must carry; None allows any client. ``dtype``:
+    compute dtype of the model.
+    """
 
     def __init__(self, pool: Pool, token: str | None, limits: Limits, dtype: str = "float32"):
         self._pool, self._limits, self._dtype = pool, limits, dtype
         self._token = None if token is None else f"Bearer {token}".encode()
         self.answered: collections.Counter[int] = collections.Counter()  # requests by status
         self.rows = 0  # scored
-        self.seconds = 0.0  # that requests with scores took, from their arrival
+        self.seconds = 0.0  # total time of the requests that got scores
 
     def application(self) -> web.Application:
-        # One byte more than the limit: aiohttp refuses at it, the message here names it.
+        # One byte more, because aiohttp rejects at its limit and the message here names ours.
         app = web.Application(client_max_size=self._limits.max_request_bytes + 1, middlewares=[self._answering])
         app.add_routes([web.post("/score", self._score), web.get("/health", self._health)])
         return app
 
     def runner(self, app: web.Application) -> web.AppRunner:
-        """Connections that say nothing are closed; a compressed body, which may unpack to anything, stays packed and is
-        refused; who hangs up frees the queue."""
+        """Return the server of ``app``.
+
+        Idle connections are closed. Compressed bodies, which could expand to any size, are not
+        decompressed and are rejected. A client that disconnects leaves the queue.
+        """
         how = dict(handler_cancellation=True, auto_decompress=False, access_log=None, lingering_time=1.0)
         how |= dict(keepalive_timeout=self._limits.receive_timeout, shutdown_timeout=self._limits.timeout)
         return web.AppRunner(app, **how)
@@ -85,11 +92,12 @@ class Endpoint:
             response = await handler(request)
         except Refused as error:
             response = _error(error.status, str(error), error.headers)
-        except web.HTTPException as error:  # no such path, a method that it does not have, too large a body
+        except web.HTTPException as error:  # unknown path, unsupported method, body too large
             limit = f"; max_request_bytes is {self._limits.max_request_bytes}" if error.status == 413 else ""
             response = _error(error.status, f"{error.reason}{limit}: POST /score, GET /health", {})
         if response.status >= 400:
-            response.force_close()  # what is left of the request is read for a second, so that the answer arrives
+            # aiohttp reads the rest of the request for a second, so that the response arrives.
+            response.force_close()
         self.answered[response.status] += 1
         return response
 
@@ -115,11 +123,12 @@ class Endpoint:
         return web.json_response(wire.reply(scores, self._dtype))
 
     def _admit(self, request: web.Request) -> None:
-        """Before anything of the body is read."""
+        """Raise Refused for a request to reject by its headers, before its body is read."""
         said = request.headers.get("Authorization", "").encode("utf-8", errors="surrogateescape")
         if self._token is not None and not hmac.compare_digest(said, self._token):
             raise Refused(401, "this server wants its bearer token", WWW_Authenticate="Bearer")
-        if request.content_type != "application/json":  # a web page may send others to a server on the reader's machine
+        # A web page can make a browser send other content types to a server on the same machine.
+        if request.content_type != "application/json":
             raise Refused(415, "expected Content-Type: application/json")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise Refused(415, "compressed bodies are not taken")
@@ -145,7 +154,7 @@ class Endpoint:
         try:
             questions, answers = checked_texts(body["questions"], body["answers"])
             for text in (*questions, *answers):
-                text.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+                text.encode()  # JSON can escape a lone surrogate, which no tokenizer accepts
         except UnicodeEncodeError:
             raise Refused(400, "a text holds a lone surrogate; expected valid Unicode") from None
         except ValueError as error:

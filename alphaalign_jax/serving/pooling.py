@@ -1,4 +1,4 @@
-"""Rows of many requests, scored together: one call at a time, in the order in which they came."""
+"""Pool of the rows of many requests, scored together: one call at a time, in order of arrival."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # questions and an
 
 
 class Full(Exception):
-    """More rows wait than may."""
+    """The queue has no room for the rows of a request."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # two may ask the same
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: requests may have equal texts
 class _Asked:
     questions: list[str]
     answers: list[str]
@@ -30,22 +30,26 @@ class _Asked:
 
 
 class Pool:
-    """Scores requests that come at once in one call, as a device is fast for many rows and no faster for one.
+    """Score concurrent requests in one call: a device is fast for many rows and no faster for one.
 
-    Belongs to one event loop, which it does not hold up: ``score`` runs in a thread of its own.
+    A pool belongs to one event loop and does not block it: ``score`` runs in a thread of its own.
     """
 
     def __init__(self, score: Score, *, rows: int, waiting: int):
-        """``rows``: about so many in a call; a request is not divided. ``waiting``: rows that may wait, at most."""
+        """Create a pool.
+
+        ``rows``: rows per call; a larger request is not split. ``waiting``: maximum queued rows.
+        """
         self._score, self._rows, self._limit = score, rows, waiting
         self._asked: collections.deque[_Asked] = collections.deque()
         self._more = asyncio.Event()
         self.waiting = 0
 
     async def score(self, questions: list[str], answers: list[str]) -> np.ndarray:
-        """float32 [n]. Raises Full, or RewardModelError where the model fails on these rows.
+        """Return scores, float32 [n]. Raise Full, or RewardModelError if the model fails on them.
 
-        One who is cancelled leaves the queue; what is being scored is scored to its end.
+        A request that is cancelled leaves the queue. If its rows are being scored already, that
+        call runs to its end.
         """
         if self.waiting and self.waiting + len(questions) > self._limit:
             raise Full(f"{self.waiting} rows wait already, {self._limit} may")
@@ -56,12 +60,12 @@ class Pool:
         try:
             return await asked.scores
         finally:
-            if asked in self._asked:  # nobody waits for it any more
+            if asked in self._asked:  # cancelled while it was queued
                 self._asked.remove(asked)
                 self.waiting -= len(questions)
 
     async def work(self) -> None:
-        """Scores what is asked, until it is cancelled."""
+        """Score queued requests until cancelled."""
         while True:
             await self._more.wait()
             together = self._next()
@@ -69,12 +73,12 @@ class Pool:
                 self._more.clear()
                 continue
             if not await self._answered(together):
-                for asked in together:  # the rows of one must not fail another's
+                for asked in together:  # one request's rows must not fail another's
                     if not asked.scores.done():
                         await self._answered([asked])
 
     def _next(self) -> list[_Asked]:
-        """Requests of the next call."""
+        """Take the requests of the next call from the queue."""
         together: list[_Asked] = []
         rows = 0
         while self._asked and (not together or rows + len(self._asked[0].questions) <= self._rows):
@@ -85,16 +89,20 @@ class Pool:
         return together
 
     async def _answered(self, together: Sequence[_Asked]) -> bool:
-        """Scores them in one call. Where that fails, a request that is alone is told so, and of several none is."""
+        """Score the requests in one call. Return whether each has its result or error.
+
+        On failure a lone request gets the error. For several, return False: the caller retries each
+        alone.
+        """
         questions = [text for asked in together for text in asked.questions]
         answers = [text for asked in together for text in asked.answers]
         try:
             scores = await _in_thread(self._score, questions, answers)
-        except Exception as error:  # whatever the model raises: the server goes on
+        except Exception as error:  # the server must survive any error of the model
             if len(together) == 1:
                 known = isinstance(error, RewardModelError)
                 failed = error if known else RewardModelError(f"{type(error).__name__}: {error}")
-                # What it says may quote the rows: it is told to who sent them.
+                # The error may quote the rows: only its type is logged, the client gets its text.
                 log.warning("%d rows could not be scored: %s", len(questions), type(error.__cause__ or error).__name__)
                 if not together[0].scores.done():
                     together[0].scores.set_exception(failed)
@@ -107,7 +115,10 @@ class Pool:
 
 
 async def _in_thread(score: Score, questions: list[str], answers: list[str]) -> np.ndarray:
-    """In a daemon: an executor's thread would keep a server that was asked to end until a call that hangs is over."""
+    """Call ``score`` in a daemon thread.
+
+    An executor's thread would keep a server from exiting until a call that hangs has returned.
+    """
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
@@ -121,7 +132,7 @@ async def _in_thread(score: Score, questions: list[str], answers: list[str]) -> 
             found = score(questions, answers), None
         except BaseException as error:
             found = None, error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
             loop.call_soon_threadsafe(tell, *found)
 
     threading.Thread(target=call, name="scoring", daemon=True).start()
