@@ -95,7 +95,7 @@ class Display:
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Yield ``advance(n, **figures)``. Programs compiled in the block are shown as they begin."""
+        """Yield ``advance(n, **figures)``. Programs that compile in the block are shown."""
         began = time.perf_counter()
         last = 0.0
         text = ""

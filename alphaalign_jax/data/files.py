@@ -43,8 +43,7 @@ def read_records(source: Source, choose: Choose) -> Iterator[Record]:
 
 
 def _read_jsonl(source: Source, choose: Choose) -> Iterator[Record]:
-    # Lines are split as bytes: str.splitlines would also break at U+2028, valid inside JSON
-    # strings.
+    # Lines are split as bytes: str.splitlines also breaks at U+2028, which JSON strings may hold.
     with _open(source) as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{source.path}:{number}"
