@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
 def _training(commands: Any) -> None:
     train = commands.add_parser("train", help="warm-up, PPO or GRPO, evaluation, export")
     train.add_argument(
-        "--dry-run", action="store_true", help="check and read everything, and say what would run and its memory"
+        "--dry-run",
+        action="store_true",
+        help="check settings and inputs, print what would run and its memory, and stop",
     )
     train.add_argument(
         "--resume",
@@ -62,8 +64,8 @@ def _training(commands: Any) -> None:
         const=True,
         default=False,
         choices=("auto", "extend"),
-        help="continue from the run's newest checkpoint; auto: if there is one; extend: with another number of steps, "
-        "over which a decaying learning rate is computed anew",
+        help="continue from the run's newest checkpoint; auto: if there is one; extend: for another number of "
+        "steps, with a decaying learning rate recomputed for them",
     )
 
     sft = commands.add_parser("sft", help="supervised fine-tuning; without --data, the format warm-up")
@@ -71,7 +73,7 @@ def _training(commands: Any) -> None:
         "--self",
         dest="own",
         action="store_true",
-        help="the format warm-up on texts that the model writes itself (warmup.source=self)",
+        help="format warm-up on texts that the model writes itself (warmup.source=self)",
     )
     sft.add_argument("--data", help="rows {prompt, response}, or {messages}: JSONL, .csv or .parquet")
 
@@ -87,15 +89,19 @@ def _using(commands: Any) -> None:
         "--data", required=True, help="rows {prompt, label}, or {messages, label}: JSONL, .csv or .parquet"
     )
 
-    data = commands.add_parser("data", help="look into a set of prompts")
+    data = commands.add_parser("data", help="inspect a set of prompts")
     audit = data.add_subparsers(dest="what", required=True).add_parser(
-        "audit", help="labels that are likely to be wrong, and prompts that are held out too"
+        "audit", help="find labels that are likely wrong, and training prompts that are also held out"
     )
-    audit.add_argument("--data", required=True, help="prompts with labels, as for evaluate; several with commas")
-    audit.add_argument("--heldout", default="", help="evaluation sets, likewise")
-    audit.add_argument("--similarity", type=float, default=0.9, help="of prompts that are nearly the same")
+    audit.add_argument(
+        "--data", required=True, help="prompts with labels, as for evaluate; separate several files with commas"
+    )
+    audit.add_argument("--heldout", default="", help="held-out sets, in the same format")
+    audit.add_argument(
+        "--similarity", type=float, default=0.9, help="similarity from which two prompts count as near-duplicates"
+    )
     audit.add_argument("--n", type=int, default=8, help="responses of the model to each prompt")
-    audit.add_argument("--show", type=int, default=10, help="findings of a kind that are printed; the file has all")
+    audit.add_argument("--show", type=int, default=10, help="findings of each kind to print; the file has all")
 
     for command in (evaluate, audit):
         command.add_argument(
@@ -119,20 +125,22 @@ def _using(commands: Any) -> None:
         )
         command.add_argument(
             "--chat_args",
-            help="arguments of the chat template, as name=value,...: enable_thinking=false; default: as the model was "
-            "trained",
+            help="arguments of the chat template, as name=value,...: enable_thinking=false; default: those "
+            "saved with the model",
         )
-        command.add_argument("--chat_date", help="today's date for a chat template that asks for it; default: likewise")
+        command.add_argument(
+            "--chat_date", help="date for a chat template that prints today's; default: the one saved with the model"
+        )
         command.add_argument("--temperature", type=float, default=1.0 if command is audit else 0.0)
         command.add_argument("--top_k", type=int, default=0)
         command.add_argument("--top_p", type=float, default=1.0)
         command.add_argument("--max_new_tokens", type=int, default=512)
         command.add_argument("--batch", type=int, default=16, help="prompts at a time")
-        command.add_argument("--devices", type=int, default=0, help="use the first so many; 0 is all")
+        command.add_argument("--devices", type=int, default=0, help="use only the first N devices; 0: all")
         command.add_argument("--tensor", type=int, default=1, help="devices that share one copy of the weights")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(
-            "--format_mode", choices=("strict", "paper"), default="strict", help="what counts as in format"
+            "--format_mode", choices=("strict", "paper"), default="strict", help="how the format is checked"
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
@@ -141,16 +149,27 @@ def _serving(commands: Any) -> None:
     serve = commands.add_parser(
         "serve", help="the reward model of a config's reward_model section behind HTTP, for runs on other machines"
     )
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
-    serve.add_argument("--port", type=int, default=8000, help="0: one that is free")
-    serve.add_argument("--token_env", default="", help="environment variable with the bearer token to ask for")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses of this machine"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free port")
+    serve.add_argument(
+        "--token_env", default="", help="environment variable with the bearer token that clients must send"
+    )
     serve.add_argument("--certificate", default="", help="PEM file, for https")
-    serve.add_argument("--key", default="", help="its private key, where that is another file")
-    serve.add_argument("--max_rows", type=int, default=1024, help="of a request, and about so many in a scoring call")
+    serve.add_argument("--key", default="", help="its private key, if it is in another file")
+    serve.add_argument(
+        "--max_rows", type=int, default=1024, help="most rows in a request, and about the most in a scoring call"
+    )
     serve.add_argument("--max_request_bytes", type=int, default=16 << 20)
-    serve.add_argument("--max_waiting", type=int, default=8192, help="rows that wait; who brings more is told to wait")
-    serve.add_argument("--receive_timeout", type=float, default=30.0, help="seconds for a request to arrive")
-    serve.add_argument("--timeout", type=float, default=60.0, help="seconds for its scores")
+    serve.add_argument(
+        "--max_waiting",
+        type=int,
+        default=8192,
+        help="most rows in the queue; beyond it, requests are told to retry later",
+    )
+    serve.add_argument("--receive_timeout", type=float, default=30.0, help="seconds within which a request must arrive")
+    serve.add_argument("--timeout", type=float, default=60.0, help="seconds within which it must be scored")
 
 
 def _measuring(commands: Any) -> None:
@@ -163,10 +182,16 @@ def _measuring(commands: Any) -> None:
     )
     bench.add_argument("--out", default="runs/bench.json")
 
-    plan = commands.add_parser("plan", help="what a config's step takes on a TPU that is not here: memory, time, price")
+    plan = commands.add_parser(
+        "plan", help="compile a config's step for a TPU without having one: memory, time and price"
+    )
     plan.add_argument("--topology", required=True, help="v5litepod-16, v5p-16, v6e-16 and the like, v5e:4x4, or cpu:8")
-    plan.add_argument("--prefix_tokens", type=int, default=140, help="of the template, shared by all prompts")
-    plan.add_argument("--prompt_tokens", type=int, help="after it; default: what data.max_prompt_tokens leaves")
+    plan.add_argument("--prefix_tokens", type=int, default=140, help="tokens of the template, shared by all prompts")
+    plan.add_argument(
+        "--prompt_tokens",
+        type=int,
+        help="prompt tokens after the template; default: data.max_prompt_tokens minus the template",
+    )
     plan.add_argument(
         "--sweep",
         action="store_true",
@@ -175,12 +200,12 @@ def _measuring(commands: Any) -> None:
     plan.add_argument(
         "--effort",
         choices=("full", "fast"),
-        help="the compiler's: full is what a run has, fast takes half the time; default: fast in a sweep, else full",
+        help="compiler effort: full as in a run, fast in half the time; default: fast in a sweep, else full",
     )
-    plan.add_argument("--check", action="store_true", help="exit with 1 where it does not fit")
-    plan.add_argument("--price", type=float, help="dollars for a chip and an hour")
+    plan.add_argument("--check", action="store_true", help="exit with status 1 if it does not fit")
+    plan.add_argument("--price", type=float, help="dollars per chip and hour")
     plan.add_argument("--out", default="runs/plan.json")
-    plan.add_argument("--plot", default="", help="a picture, .png, .svg or .pdf; needs matplotlib")
+    plan.add_argument("--plot", default="", help="write a picture (.png, .svg or .pdf); needs matplotlib")
 
 
 def joined(argv: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def check(path: str, *inputs: str) -> None:
             f"--out={path[:200]}: cannot be written ({buckets.why(error)}); give the path of a file"
         ) from error
     if same:
-        raise ValueError(f"--out={path}: cannot be written ({same[0]} is what is read); give another file")
+        raise ValueError(f"--out={path}: cannot be written ({same[0]} is an input of this command); give another file")
 
 
 def write(path: str | pathlib.Path, text: str) -> None:

@@ -33,9 +33,9 @@ def tokenizer(trained):
         ("{{ nobody.there }}", "fails on user: UndefinedError"),
         ("{% for i in range(10**9) %}{% endfor %}", "fails on user: OverflowError"),
         (5, "fails on user: TypeError"),
-        ("hello", "drops or changes what it is given"),
-        ("{{ messages[0].content[:40] }}", "drops or changes what it is given"),
-        ("{{ messages[0].content | lower }}", "drops or changes what it is given"),
+        ("hello", "drops or changes its input"),
+        ("{{ messages[0].content[:40] }}", "drops or changes its input"),
+        ("{{ messages[0].content | lower }}", "drops or changes its input"),
         ("", "has no chat template"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_template_without_the_answer_names_no_stop_token(tokenizer, template):
     """What follows an answer that is not there is the whole text: its first token would end every response."""
     tokenizer.chat_template = template
     for use in (stop_ids, lambda given: ChatText(given, 200)):
-        with pytest.raises(ValueError, match="drops or changes what it is given"):
+        with pytest.raises(ValueError, match="drops or changes its input"):
             use(tokenizer)
     tokenizer.chat_template = TEMPLATE
     assert stop_ids(tokenizer) == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)

@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_no_model(work, whole, tmp_path):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="is not what was written; give an earlier checkpoint"):
+        with pytest.raises(ValueError, match="is corrupt .*; use an earlier checkpoint"):
             hf.load(folder if place.name == "average" else place.parent)
     hf.load(folder / "checkpoints/1")
     (folder / "checkpoints/1/meta/metadata").write_text("{}")
@@ -152,7 +152,11 @@ def test_where_all_checkpoints_are_damaged_nothing_starts_anew(work, whole, caps
         file.write_text(file.read_text().replace('"seconds"', '"hours"'))
     assert run(work, "lost", 3, "--resume=auto", *QUICK) == 2
     _, said = heard(capsys)
-    assert "no checkpoint in" in said and "step 1: meta is not what was written" in said and "start anew with" in said
+    assert (
+        "no checkpoint in" in said
+        and "step 1: meta is corrupt (its digest differs)" in said
+        and "start anew with" in said
+    )
     assert (folder / "checkpoints/1").is_dir() and not (folder / "summary.json").exists()
 
 
@@ -283,7 +287,7 @@ def test_a_request_to_end_is_followed_once_the_step_is_saved(work, whole, capsys
         patched.setattr(Iteration, "__call__", asked)
         assert run(work, folder.name, 3, "--resume", "--config.checkpoint.every=0", *QUICK) == status
     _, said = heard(capsys)
-    assert "saved after step 1 of 3; go on with --resume=auto" in said
+    assert "saved after step 1 of 3; continue with --resume=auto" in said
     assert signal.getsignal(number) == before, "the handler outlives the run"
     signal.signal(number, outside)
     assert run(work, folder.name, 3, "--resume=auto", *QUICK) == 0
@@ -405,7 +409,7 @@ def test_a_loss_that_is_no_number_moves_nothing_and_stops_the_run(work, whole, c
         poisoned(patched, first=1)
         assert run(work, "nan", 9, *QUICK, "--config.algorithm.ema_decay=0") == 2
     said, error = heard(capsys)
-    assert "step 1: a loss or gradient was no finite number, its update is left out" in said
+    assert "step 1: non-finite loss or gradient; update skipped" in said
     assert "in 3 steps in a row" in error and "(guards.skipped=3)" in error and "the state is saved" in error
     assert not (work / "nan/checkpoints/5").exists()
     before, after = saved(work / "nan", 1), saved(work / "nan", 4)

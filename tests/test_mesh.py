@@ -168,7 +168,7 @@ def test_rule_tables_reject_collisions_and_strangers():
         Layout(build_mesh(fsdp=8), rule_table("tensor", [("mlp", "expert")]))
     with pytest.raises(ValueError, match="known: fsdp_tensor, fsdp_rollout, sequence, tensor"):
         rule_table("zero3")
-    with pytest.raises(ValueError, match="'act_length' cuts what is between"):
+    with pytest.raises(ValueError, match="shard 'act_length' instead"):
         rule_table("tensor", [("length", "tensor")])
 
 

@@ -69,7 +69,7 @@ def test_what_is_read_is_not_written_over(tmp_path, capsys, monkeypatch):
             ["generate", "--model=none", "--prompts=rows.jsonl"],
         ):
             assert main([*command, f"--out={out}"]) == 2
-            assert "(rows.jsonl is what is read); give another file" in capsys.readouterr().err
+            assert "(rows.jsonl is an input of this command); give another file" in capsys.readouterr().err
     assert "How?" in rows.read_text()
 
 

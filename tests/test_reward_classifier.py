@@ -95,7 +95,7 @@ def test_chat_text_refuses_templates_that_cannot_serve():
     for template, said in [
         (None, "no chat template"),
         ("{{ raise_exception('no assistant') }}", "fails on user and assistant: .*no assistant"),
-        ("{{ bos_token }}{{ messages[0]['content'] }}", "drops or changes what it is given"),
+        ("{{ bos_token }}{{ messages[0]['content'] }}", "drops or changes its input"),
     ]:
         with pytest.raises(ValueError, match=said):
             ChatText(_tokenizer(template), 100)

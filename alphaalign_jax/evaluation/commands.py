@@ -117,9 +117,7 @@ def sample(
         )
     logprobs = (p for samples in responses for response in samples for p in response.logprobs if p is not None)
     if not all(map(math.isfinite, logprobs)):
-        raise ValueError(
-            f"{args.model} with --dtype={args.dtype} gives log-probs that are no finite numbers: no result"
-        )
+        raise ValueError(f"{args.model} with --dtype={args.dtype} gives non-finite log-probs, so there is no result")
     return responses if args.template else [[judged_whole(one) for one in samples] for samples in responses]
 
 

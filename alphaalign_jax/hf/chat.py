@@ -66,7 +66,7 @@ def check(tokenizer: Any, settings: ChatSettings = DEFAULT, *, answers: bool = F
     for part in (_QUESTION, _ANSWER) if answers else (_QUESTION,):
         if part not in found[0]:
             raise ValueError(
-                f"the chat template of {name} drops or changes what it is given: of {part!r} it made {found[0]!r:.200}"
+                f"the chat template of {name} drops or changes its input: from {part!r} it made {found[0]!r:.200}"
             )
 
 

@@ -175,6 +175,6 @@ def _restore(directory: Path, target: Params, known: Params, written: dict[str, 
             one = checkpointer.restore(directory, args=args)
             for name, digest in digests(one).items():
                 if written and written.get(name) != digest:
-                    raise ValueError(f"{directory}: {name} is not what was written; give an earlier checkpoint")
+                    raise ValueError(f"{directory}: {name} is corrupt (its digest differs); use an earlier checkpoint")
             found[key] = flatten_dict(one)[key].astype(like.dtype)
     return unflatten_dict(found)

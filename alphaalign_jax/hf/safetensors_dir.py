@@ -89,7 +89,9 @@ def _files(directory: Path) -> list[Path]:
     if index.is_file():
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(map(is_plain_name, listed.values())):
-            raise ValueError(f"{index}: expected 'weight_map', from tensors to the names of files beside it")
+            raise ValueError(
+                f"{index}: expected 'weight_map', from tensor names to the names of files in the same folder"
+            )
         files = [directory / name for name in sorted(set(listed.values()))]
         for file in files:
             if not file.is_file():

@@ -16,7 +16,7 @@ def first_devices(count: int) -> list[jax.Device]:
     """The first ``count`` devices, all of them for 0."""
     devices = jax.devices()
     if not 0 <= count <= len(devices):
-        raise ValueError(f"{count} devices were asked for; there are {len(devices)}, and 0 means all")
+        raise ValueError(f"{count} devices requested, {len(devices)} available; 0 means all")
     return devices[: count or None]
 
 

@@ -68,7 +68,7 @@ class Notice:
         """The error to end with. ``kept``: whether a checkpoint has the run's progress."""
         number = signal.Signals(self._signal)
         status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        advice = "go on with --resume=auto" if kept else "start it again with the same command"
+        advice = "continue with --resume=auto" if kept else "start it again with the same command"
         return Ended(f"ended by {number.name}: {what}; {advice}", status)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:

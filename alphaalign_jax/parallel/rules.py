@@ -89,7 +89,7 @@ def rule_table(name: str, overrides: Sequence[Sequence[str]] = ()) -> RuleTable:
         if logical not in LOGICAL_AXES:
             raise ValueError(f"rule for {logical!r}: not a logical axis; the axes are {', '.join(LOGICAL_AXES)}")
         if logical == "length":
-            raise ValueError("rule for 'length': attention reads whole responses; 'act_length' cuts what is between")
+            raise ValueError("rule for 'length': attention reads whole responses; shard 'act_length' instead")
         table[logical] = tuple(mesh_axes)
     return table
 

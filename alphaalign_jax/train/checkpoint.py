@@ -281,7 +281,7 @@ class Checkpoints:
         meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
         said = meta.pop("sha256", None) if isinstance(meta, dict) else None
         if said is None or said != _sha256(meta):
-            raise _Damaged("meta is not what was written")
+            raise _Damaged("meta is corrupt (its digest differs)")
         try:
             return Progress(**meta["progress"]), meta["arrays"]
         except TypeError as error:
@@ -295,7 +295,7 @@ class Checkpoints:
         written = {path: digest for path, digest in written.items() if path.startswith(read)}
         differing = sorted(path for path in {*said, *written} if said.get(path) != written.get(path))
         if differing:
-            raise _Damaged(f"{differing[0]} is not what was written, one of {len(differing)} such arrays")
+            raise _Damaged(f"{differing[0]} is corrupt (its digest differs), one of {len(differing)} such arrays")
         return like.replace(**{name: found[name] for name in found if name != "rest"}, **found.get("rest", {}))
 
     def _restore(self, step: int, **args: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Guards:
         steps, limit = self._in_a_row("skipping", bool(left_out)), self.settings.skipped
         if not limit or steps < limit:
             return ""
-        return f"in {steps} steps in a row a loss or gradient was no finite number"
+        return f"in {steps} steps in a row a loss or gradient was non-finite"
 
     def _unscored(self) -> str:
         """Return the message if too few answers were scored, else ''.

@@ -338,7 +338,7 @@ class Run:
         if ends is not None:
             self._save_whole(state)
             raise GuardError(
-                f"step {step}: {ends.message}; the state is saved. To go on from it: --resume --config.guards.stop="
+                f"step {step}: {ends.message}; the state is saved. To continue from it: --resume --config.guards.stop="
             )
 
     # Saving -----------------------------------------------------------------------------------------------------------
@@ -387,9 +387,7 @@ class Run:
         """
         if sampled.left_out is not None:
             said = self.records.batch(step, sampled.left_out)
-            self.display.say(
-                f"step {step}: a loss or gradient was no finite number, its update is left out; batch: {said}"
-            )
+            self.display.say(f"step {step}: non-finite loss or gradient; update skipped; batch: {said}")
         g = step % self.config.rollout.group
         for b in range(min(self.config.samples, len(sampled.index))):
             row, reward = self.p.train.rows[sampled.index[b]], float(sampled.reward[b, g])

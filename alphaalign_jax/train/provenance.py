@@ -112,7 +112,7 @@ def check_inputs(then: dict[str, str], now: dict[str, str]) -> None:
     changed = differences(then, now)
     if changed:
         raise ValueError(
-            f"--resume: what the run reads is not what it was ({'; '.join(changed)}); put it back, or start a new run "
+            f"--resume: the run's inputs have changed ({'; '.join(changed)}); put it back, or start a new run "
             "with another --config.out"
         )
 

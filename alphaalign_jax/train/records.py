@@ -138,7 +138,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise ExpectedError(
             f"{path} could not be written ({error.strerror or error}); once there is room, run the command again "
-            "(train with --resume=auto, which goes on from the newest checkpoint if there is one)"
+            "(train with --resume=auto, which continues from the newest checkpoint if there is one)"
         ) from error
 
 

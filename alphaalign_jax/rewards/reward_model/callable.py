@@ -51,7 +51,9 @@ def resolve(target: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"reward function {target!r} is a {type(function).__name__}, not a function")
     if inspect.iscoroutinefunction(function):
-        raise ValueError(f"reward function {target!r} is async; give a plain one (it already runs beside the device)")
+        raise ValueError(
+            f"reward function {target!r} is async; give a plain one (it already runs while the device computes)"
+        )
     try:
         inspect.signature(function).bind([], [])
     except TypeError as error:
