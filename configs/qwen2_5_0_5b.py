@@ -19,6 +19,7 @@ def get_config(arg=""):
     config.name = "-".join(["qwen2_5_0_5b", *([arg] if arg else [])])
     config.steps = 40
     config.model.path = "Qwen/Qwen2.5-0.5B-Instruct"
+    config.model.remat = "full"  # memory
     config.data.harmful_fraction = 0.5  # as much push towards refusing as away from it
     config.data.bucket = 32
     config.data.max_prompt_tokens = 192  # the template and a question of about 50 tokens
