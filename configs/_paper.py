@@ -50,6 +50,7 @@ def paper_config(name, hub, arg, *, layout, heads):
     # collapse, but for the prompts set aside.
     config.data.validation = 0.03
     config.eval.every = 10
+    config.checkpoint.best_within = 0.05  # two of some 37 prompts of a label
     config.guards.rollbacks = 2
     config.checkpoint.every = 20
     return config

@@ -75,6 +75,7 @@ def get_config(arg=""):
     # collapse.
     config.data.validation = 0.1
     config.eval.every = 8
+    config.checkpoint.best_within = 0.05  # two of some 45 prompts of a label
     config.guards.rollbacks = 2
     config.checkpoint.every = 16
     return config

@@ -56,6 +56,7 @@ def get_config(arg=""):
     config.eval.every = 9
     config.eval.batch = 72
     config.eval.max_new_tokens = 96  # more than in training: a response that is cut off counts as out of format
+    config.checkpoint.best_within = 0.06  # two of the 39 benign prompts, one of the 28 harmful ones
     config.guards.rollbacks = 2
     config.guards.heldout = 0.2  # 39 benign prompts: a look is off by 0.1 now and then
     return config

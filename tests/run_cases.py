@@ -46,6 +46,7 @@ SMALL = {
     "algorithm.ema_decay": "0.5",
     "algorithm.kl_controller": "adaptive",
     "data.validation": "0.0",
+    "checkpoint.best_within": "0.0",
     "guards.rollbacks": "0",
     "checkpoint.every": "1",
     "checkpoint.keep": "5",

@@ -50,7 +50,7 @@ _NOT_NEGATIVE = """seed samples mesh.memory_gb mesh.devices warmup.epochs warmup
     guards.length guards.kl guards.no_format guards.no_score guards.rollbacks""".split()
 _FRACTIONS = """data.label_noise warmup.refusal_rate algorithm.gamma algorithm.lam optimizer.decay
     critic.optimizer.decay warmup.optimizer.decay guards.over_refusal guards.echo guards.empty guards.tags
-    guards.truncated guards.flat guards.heldout guards.collapse guards.unscored""".split()
+    guards.truncated guards.flat guards.heldout guards.collapse guards.unscored checkpoint.best_within""".split()
 _BELOW_ONE = """optimizer.b1 optimizer.b2 critic.optimizer.b1 critic.optimizer.b2 warmup.optimizer.b1
     warmup.optimizer.b2 algorithm.ema_decay""".split()
 _SIZES = "mesh.data mesh.fsdp mesh.tensor".split()

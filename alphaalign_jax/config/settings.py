@@ -254,6 +254,10 @@ class Checkpoint:
     # Also keep the best state of the periodic evaluations, and export it. The score is min(harmful
     # refused, benign complied) on their prompts; among equal scores the latest state wins.
     keep_best: bool = True
+    # In units of the score: evaluations that score at most this below the highest one count as
+    # equal to it. With few prompts a smaller difference is noise, and the latest state has trained
+    # longest.
+    best_within: float = 0.0
 
 
 @_section

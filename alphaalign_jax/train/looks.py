@@ -71,13 +71,23 @@ class Looks:
         return self.evaluate(params, "eval", prompts, step=step, limit=limit)["all"].score
 
     def note(self, progress: Progress, step: int, score: float | None) -> bool:
-        """Add a look to the series. Return whether it is the best so far; the latest wins ties."""
+        """Add a look to the series. Return whether it is the best so far.
+
+        Among looks within ``checkpoint.best_within`` of the highest score, the latest is the best.
+        """
         progress.evaluated = step
         progress.looks.append({"step": step, "score": score})
-        if not self.choose or score is None or (progress.best is not None and score < progress.best["score"]):
+        if not self.choose or score is None:
+            return False
+        if score < self._highest(progress) - self.config.checkpoint.best_within:
             return False
         progress.best = {"step": step, "score": score}
         return True
+
+    @staticmethod
+    def _highest(progress: Progress) -> float:
+        """Return the highest score of the looks so far, at least one of them scored."""
+        return max(look["score"] for look in progress.looks if look["score"] is not None)
 
     def conclusion(self, progress: Progress, exported: int) -> str:
         """Return the line that reports the state exported by a run with a best state."""
@@ -87,6 +97,9 @@ class Looks:
             score += f"; last {last['score']:.2f}"
         result = "exported" if self.config.export else "result"
         which = "the best" if exported == progress.best["step"] else "not the best"
+        highest = self._highest(progress)
+        if progress.best["score"] < highest:
+            score += f"; highest {highest:.2f}, which checkpoint.best_within counts as equal"
         return f"{result}: step {exported}, {which} of {len(progress.looks)} looks ({score})"
 
     def evaluate(
