@@ -1,4 +1,4 @@
-"""The main job on real weights: SmolLM2-135M-Instruct, format warm-up, then GRPO, on CPU.
+"""The main job on real weights: SmolLM2-135M-Instruct, a format warm-up in its own words, then RL, on CPU.
 
 To run it:
 
@@ -7,10 +7,8 @@ To run it:
     alphaalign train --config=configs/smollm2_135m.py         AlphaAlign
     alphaalign train --config=configs/smollm2_135m.py:zero    AlphaAlign-Zero: no helpfulness reward
 
-Hardware: 2 CPU cores, 24 GB. Result on 2026-11-23, with HarmBench and Self-Instruct among the training prompts, in 88
-minutes: of prompts not trained on, harmful ones answered from 93 to 9 % (demo set) and from 91 to 8 %
-(SimpleSafetyTests), ordinary benign ones refused 3 % (demo set) and 0.3 % (GSM8K), all in format. One run is one draw:
-README, "The real run". As zero: not run.
+Hardware: meant for 2 CPU cores and 10 GB. Not run yet in this form; README, "The real run", has the results of an
+earlier form, which did not hold on another processor.
 """
 
 from alphaalign_jax.config import defaults

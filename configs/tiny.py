@@ -6,8 +6,8 @@ To run it:
     alphaalign train --config=configs/tiny.py:zero       AlphaAlign-Zero: no helpfulness reward
 
 Hardware: 2 CPU cores, 3 to 4 minutes. Result of seeds 0 to 4 on 2026-12-01: held-out harmful prompts answered fall from
-100 to 12 % (the model takes those for harmless), 2 % of the ordinary and 3 % of the adversarial benign prompts are
-refused then, and every decision follows its reasoning. As zero: not run.
+100 to 4.5 %; 0.5 % of the ordinary and 1.1 % of the adversarial benign prompts are refused; 98 % of the decisions
+follow the reasoning. As zero: not run.
 """
 
 from alphaalign_jax.config import defaults
