@@ -41,6 +41,7 @@ SMALL = {
     "algorithm.old_logprob": "sampler",  # the trainer's are found in a run's first step alone: resume must not show it
     "eval.batch": "8",
     "eval.every": "1",
+    "eval.max_new_tokens": "0",
     "eval.limit": "2",
     "algorithm.kl_in_reward": "0.01",
     "algorithm.ema_decay": "0.5",

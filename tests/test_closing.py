@@ -364,7 +364,7 @@ def test_what_the_report_says_to_run_can_be_run(tmp_path):
         args, extra = cli.parser().parse_known_args(words[1:])
         assert all(word.startswith("--config.") for word in extra)
         if args.command != "train":
-            assert args.model == f"{folder}/export" and args.max_new_tokens == 80 and not extra
+            assert args.model == f"{folder}/export" and args.max_new_tokens == loaded.eval.max_new_tokens and not extra
     assert generate[4] == f"--prompts={folder}/ask.jsonl"
     assert board[0].endswith("tensorboard") and board[1] == f"--logdir={folder}/tensorboard"
     args, extra = cli.parser().parse_known_args(train[1:])

@@ -593,7 +593,7 @@ def test_a_model_s_files_lead_nowhere_else(tmp_path):
     model.mkdir()
     for name in ("../secret.safetensors", str(outside), "a/../../secret.safetensors", "..", ""):
         (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-        with pytest.raises(ValueError, match="names of files beside it"):
+        with pytest.raises(ValueError, match="names of files in the same folder"):
             SafetensorsDir(model)
     (model / "config.json").write_text("{}")
     for change in ({"steps": "../../other/checkpoints"}, {"item": "../rest"}, {"files": ["../secret.safetensors"]}):

@@ -118,6 +118,7 @@ RUN = {
     "data.validation": 0,
     "guards.rollbacks": 0,
     "rollout.max_new_tokens": 24,
+    "eval.max_new_tokens": 0,
     "rollout.bucket": 24,
     "algorithm.minibatches": 1,
     "eval.batch": 8,

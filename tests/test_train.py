@@ -227,8 +227,9 @@ def test_a_run_is_the_same_on_eight_devices(work, finished, capsys):
     theirs = [record for record in theirs if record["step"] < until[record["phase"]]]
     for a, b in zip([record for record in ours if record["phase"] != "after"], theirs, strict=True):
         for name in (name for name in names if name in b):
-            # One token that rounding draws otherwise changes the rest of its response, one of sixteen.
-            rtol = 0.15 if name == "actor/entropy" else 1e-2
+            # If rounding changes one sampled token, the rest of that response changes: one of sixteen.
+            sampled = name in ("actor/entropy", "critic/score/mean", "response_length/mean")
+            rtol = 0.15 if sampled else 1e-2
             np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-3, err_msg=f"{b['phase']} {name}")
     exported = safetensors.numpy.load_file(work / "mesh/export/model.safetensors")
     table = saved(work / "mesh", 2)["['average']['embed']['table']"]
